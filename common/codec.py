@@ -1,0 +1,186 @@
+"""Messages to frames and back: the only file that sees bytes.
+
+A multipart is a msgpack header, `[kind, n, sender, receiver, ack, fields, arrays]`, then one raw frame per array.
+Whatever comes in, `decode` gives a message or raises ProtocolError; array data is never copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from common.errors import ProtocolError
+from common.messages import KINDS, Message
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_ARRAYS = 4096
+# Each nested list costs the sender a few bytes and us a list of this length: keep a hostile header cheap.
+MAX_LIST = 4096
+MAX_TEXT = 1 << 16
+MAX_DIMENSIONS = 16
+
+DTYPES = {
+    np.dtype(t).str: np.dtype(t)
+    for t in (
+        *(np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+        *(np.float16, np.float32, np.float64),
+    )
+}
+
+
+class Envelope(NamedTuple):
+    """The way of a message: request number, lives of sender and receiver, lowest request number still unanswered."""
+
+    n: int
+    sender: int
+    receiver: int
+    ack: int
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) in (float, int)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _is_texts(value: Any) -> bool:
+    return type(value) is list and all(type(item) is str for item in value)
+
+
+def _is_streams(value: Any) -> bool:
+    return type(value) is list and all(
+        type(item) is list and len(item) == 2 and type(item[0]) is str and type(item[1]) is int for item in value
+    )
+
+
+def _is_scalars(value: Any) -> bool:
+    return type(value) is dict and all(_is_float(item) for item in value.values())
+
+
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any] | None]] = {
+    int: (_is_int, None),
+    float: (_is_float, float),
+    str: (_is_text, None),
+    dict[str, Any]: (_is_mapping, None),
+    dict[str, Any] | None: (lambda value: value is None or _is_mapping(value), None),
+    dict[str, float]: (_is_scalars, None),
+    tuple[str, ...]: (_is_texts, tuple),
+    tuple[tuple[str, int], ...]: (_is_streams, lambda value: tuple(map(tuple, value))),
+}
+
+
+class _Layout(NamedTuple):
+    kind: type[Message]
+    names: tuple[str, ...]
+    checks: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any] | None], ...]
+    has_arrays: bool
+
+
+def _layout(kind: type[Message]) -> _Layout:
+    hints = typing.get_type_hints(kind)
+    names = tuple(f.name for f in dataclasses.fields(kind) if f.name != "arrays")
+    return _Layout(kind, names, tuple(_CHECKS[hints[name]] for name in names), "arrays" in hints)
+
+
+_LAYOUTS = tuple(_layout(kind) for kind in KINDS)
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Gives `array` itself, or a C-contiguous little-endian copy: the one place where sending may copy."""
+    if not array.flags.c_contiguous or array.dtype.str not in DTYPES:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        if array.dtype.str not in DTYPES:
+            raise TypeError(f"arrays of dtype {array.dtype} cannot be sent")
+    return array
+
+
+def encode(message: Message, envelope: Envelope) -> list[Any]:
+    """Gives the frames of a message: the header's bytes, then the arrays themselves, not copied."""
+    number = _NUMBERS[type(message)]
+    layout = _LAYOUTS[number]
+    fields = [getattr(message, name) for name in layout.names]
+    if not layout.has_arrays:
+        return [msgpack.packb((number, *envelope, fields, ()))]
+    arrays = message.arrays  # type: ignore[union-attr]
+    sent = [contiguous(array) for array in arrays.values()]
+    specs = [(name, array.dtype.str, array.shape) for name, array in zip(arrays, sent, strict=True)]
+    return [msgpack.packb((number, *envelope, fields, specs)), *sent]
+
+
+def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
+    """Gives the message in `frames` (zmq frames or bytes) and its envelope; arrays are read-only views of the frames.
+
+    Raises ProtocolError for anything that `encode` cannot have made; allocates nothing of a size the header only claims.
+    """
+    try:
+        header = memoryview(frames[0])
+        if header.nbytes > MAX_HEADER_BYTES:
+            raise ProtocolError(f"a header of {header.nbytes} bytes")
+        number, n, sender, receiver, ack, fields, specs = msgpack.unpackb(
+            header, max_array_len=MAX_LIST, max_map_len=MAX_LIST, max_str_len=MAX_TEXT, max_ext_len=0
+        )
+    except (ValueError, TypeError, IndexError, RecursionError, OverflowError) as error:
+        raise ProtocolError(f"not a message header: {error!r:.100}") from None
+    envelope = Envelope(n, sender, receiver, ack)
+    if not (type(number) is int and 0 <= number < len(KINDS) and all(map(_is_int, envelope))):
+        raise ProtocolError(f"not a message header: kind {number!r:.20}")
+    kind, names, checks, has_arrays = _LAYOUTS[number]
+    if type(fields) is not list or len(fields) != len(names):
+        raise ProtocolError(f"{kind.__name__} with other fields than {', '.join(names)}")
+    for i, (check, convert) in enumerate(checks):
+        if not check(fields[i]):
+            raise ProtocolError(f"{kind.__name__}.{names[i]} is {fields[i]!r:.50}")
+        if convert is not None:
+            fields[i] = convert(fields[i])
+    if type(specs) is not list or len(specs) != len(frames) - 1 or (specs and not has_arrays):
+        raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} array frames, which its header does not declare")
+    if not has_arrays:
+        return kind(*fields), envelope
+    arrays: dict[str, np.ndarray] = {}
+    for i, spec in enumerate(specs):
+        name, array = _array(spec, frames[i + 1])
+        arrays[name] = array
+    if len(arrays) != len(specs):
+        raise ProtocolError(f"{kind.__name__} names an array twice")
+    return kind(*fields, arrays), envelope
+
+
+def _array(spec: Any, frame: Any) -> tuple[str, np.ndarray]:
+    """Gives the name and the read-only view that one declared array and its frame make."""
+    try:
+        name, dtype_name, shape = spec
+        dtype = DTYPES[dtype_name]
+        buffer = memoryview(frame)
+        if not _is_text(name) or len(shape) > MAX_DIMENSIONS or any(type(d) is not int or d < 0 for d in shape):
+            raise ValueError
+        if math.prod(shape) * dtype.itemsize != buffer.nbytes:
+            raise ProtocolError(
+                f"array {name!r:.50} declares {dtype_name} {shape}, its frame has {buffer.nbytes} bytes"
+            )
+        array: np.ndarray = np.ndarray(shape, dtype, buffer)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(f"not an array declaration: {spec!r:.100}") from error
+    array.flags.writeable = False
+    return name, array
+
+
+def nbytes(frames: Sequence[Any]) -> int:
+    """Gives the total size of frames in bytes."""
+    return sum(f.nbytes if isinstance(f, np.ndarray) else len(f) for f in frames)

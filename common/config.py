@@ -1,0 +1,331 @@
+"""The configuration: YAML, `HEADRACE_…` variables and dotted overrides, merged into one frozen, validated Config.
+
+The only place, with the command line, that reads files and environment variables for settings. The `network` and
+`algorithm` sections are opaque here: the learner validates them, so that roles without torch need not know them.
+
+Precedence, weakest first: `configs/defaults.yaml`, the overlay, environment variables, command-line overrides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import random
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ENVIRONMENT_PREFIX = "HEADRACE_"
+
+
+class Section(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RunConfig(Section):
+    name: str = Field("", description="name of the run's directory; empty: job, environment and time")
+    dir: str = Field("runs", description="the directory that holds run directories")
+    seed: int = Field(1, ge=0, description="seed of environments, sampling and minibatches")
+
+
+class EnvConfig(Section):
+    id: str = Field("CartPole-v1", description="a Gymnasium id, `module:Id`, or `package.module:factory`")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the environment's constructor")
+    servers: int = Field(1, ge=1, description="env-server processes started by `headrace train`")
+    groups: int = Field(2, ge=1, description="groups per env-server: one steps while another waits for actions")
+    envs: int = Field(8, ge=1, description="environments per group")
+    frame_skip: int = Field(1, ge=1, description="simulator ticks per step, for counting frames")
+    vectorized: bool = Field(True, description="use the environment's own vector implementation where it has one")
+
+
+class RolloutConfig(Section):
+    unroll: int = Field(64, ge=1, description="T: steps per unroll")
+    tables: tuple[str, ...] = Field(("experience",), min_length=1, description="tables that each unroll goes to")
+
+
+class InferenceConfig(Section):
+    servers: int = Field(1, ge=1, description="inference-server processes started by `headrace train`")
+    max_batch: int = Field(4096, ge=1, description="environments in one forward pass at most")
+    wait_us: int = Field(0, ge=0, description="microseconds a request waits for others to join its batch")
+    device: str = Field("cpu", description="torch device of the forward pass")
+    threads: int = Field(1, ge=1, description="torch threads")
+    checkpoint: str = Field("", description="serve this checkpoint directory instead of asking a learner")
+
+
+class TableConfig(Section):
+    kind: Literal["fifo", "uniform"] = Field("fifo", description="fifo: each unroll once, in order; uniform: a ring")
+    capacity: int = Field(64, ge=1, description="fifo: unrolls; uniform: transitions")
+    min_size: int = Field(1, ge=1, description="uniform: transitions before the first batch")
+    samples_per_insert: float = Field(0.0, ge=0, description="uniform: transitions drawn per one stored; 0: no limit")
+    error_buffer: float = Field(0.0, ge=0, description="uniform: how far draws may run ahead or behind, in draws")
+
+
+class ReplayConfig(Section):
+    tables: dict[str, TableConfig] = Field(default_factory=lambda: {"experience": TableConfig()}, min_length=1)
+    max_policy_lag: int = Field(
+        0, ge=0, description="versions between acting and training, a hard bound; 0: synchronous training"
+    )
+    group_deadline_s: float = Field(
+        10.0, gt=0, description="lag 0: a batch goes without a group that is later than this"
+    )
+
+
+class CheckpointConfig(Section):
+    interval_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
+    keep: int = Field(3, ge=1, description="newest checkpoints kept, besides the best")
+
+
+class LearnerConfig(Section):
+    lr: float = Field(3e-4, gt=0, description="learning rate")
+    lr_schedule: Literal["constant", "linear"] = Field("constant", description="linear: to 0 at `stop.steps`")
+    optimizer: Literal["adam", "rmsprop"] = Field("adam", description="the optimiser")
+    eps: float = Field(1e-5, gt=0, description="the optimiser's epsilon")
+    alpha: float = Field(0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
+    max_grad_norm: float = Field(0.5, gt=0, description="the gradient is clipped to this norm")
+    table: str = Field("experience", description="the table to train from")
+    batch: int = Field(
+        0, ge=0, description="items per batch: unrolls of a fifo table (0 at lag 0: one of each group), or transitions"
+    )
+    prefetch: int = Field(1, ge=1, description="batches fetched ahead at lag > 0")
+    device: str = Field("cpu", description="torch device of the update")
+    threads: int = Field(1, ge=1, description="torch threads")
+    on_nan: Literal["skip", "stop"] = Field("skip", description="what a non-finite loss does")
+    log_s: float = Field(1.0, gt=0, description="seconds between rows of progress.csv")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class StopConfig(Section):
+    steps: int = Field(0, ge=0, description="environment steps; 0: no limit")
+    frames: int = Field(0, ge=0, description="simulator frames; 0: no limit")
+    seconds: float = Field(0.0, ge=0, description="seconds of training; 0: no limit")
+    episode_return: float | None = Field(None, description="mean return over `episodes` training episodes")
+    episodes: int = Field(100, ge=1, description="episodes in that mean")
+
+
+class NetConfig(Section):
+    act: tuple[str, ...] = Field(("tcp://127.0.0.1:5701",), min_length=1, description="inference-server addresses")
+    experience: tuple[str, ...] = Field(
+        ("tcp://127.0.0.1:5702",), min_length=1, max_length=1, description="replay-server"
+    )
+    weights: str = Field("tcp://127.0.0.1:5703", description="learner-server address")
+    security: Literal["auto", "plain"] = Field("auto", description="plain: allow unencrypted tcp off the loopback")
+    resend_s: float = Field(3.0, gt=0, description="an unanswered request is sent again after this long")
+    deadline_s: float = Field(10.0, gt=0, description="a peer silent for this long is reported as stalled")
+    give_up_s: float = Field(600.0, gt=0, description="a service ends with an error after waiting this long for a peer")
+    linger_s: float = Field(5.0, ge=0, description="how long a finished server goes on telling its clients")
+
+
+class MetricsConfig(Section):
+    host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
+    port: int = Field(0, ge=0, le=65535, description="port of /metrics and /healthz; 0: any free one, said in the log")
+
+
+class Config(Section):
+    """Everything a job is. `to_yaml` writes what `load` reads."""
+
+    run: RunConfig = RunConfig()
+    env: EnvConfig = EnvConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    inference: InferenceConfig = InferenceConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    network: dict[str, Any] = Field(default_factory=lambda: {"name": "mlp"}, description="validated by the learner")
+    algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "ppo"}, description="validated by the learner")
+    stop: StopConfig = StopConfig()
+    net: NetConfig = NetConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        tables = self.replay.tables
+        for key, names in (("rollout.tables", self.rollout.tables), ("learner.table", (self.learner.table,))):
+            for name in names:
+                if name not in tables:
+                    raise ConfigError(
+                        f"{key} names table {name!r}, which replay.tables does not have",
+                        f"use one of {sorted(tables)} or add it to replay.tables",
+                    )
+        table = tables[self.learner.table]
+        if table.kind == "fifo":
+            self._check_fifo_batch(table)
+        elif not 1 <= self.learner.batch <= table.capacity:
+            raise ConfigError(
+                f"learner.batch={self.learner.batch} is no number of transitions of table {self.learner.table!r}",
+                f"set it between 1 and {table.capacity}",
+            )
+        return self
+
+    def _check_fifo_batch(self, table: TableConfig) -> None:
+        batch, name = self.learner.batch, self.learner.table
+        if self.replay.max_policy_lag == 0 and batch:
+            raise ConfigError(
+                f"learner.batch={batch} has no meaning at replay.max_policy_lag=0",
+                "leave it 0: a synchronous batch is one unroll from each group",
+            )
+        if self.replay.max_policy_lag > 0 and not 1 <= batch <= table.capacity:
+            raise ConfigError(
+                f"learner.batch={batch} would deadlock: table {name!r} holds {table.capacity} unrolls",
+                f"set learner.batch between 1 and {table.capacity}",
+            )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(
+    overlay: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Gives the Config of defaults, `overlay`, variables and `key=value` overrides; raises ConfigError naming the key."""
+    tree = _read(CONFIGS / "defaults.yaml")
+    if overlay is not None:
+        merge(tree, _read(Path(overlay)))
+    for key, value in (os.environ if environ is None else environ).items():
+        if key.startswith(ENVIRONMENT_PREFIX):
+            dotted = key.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            merge(tree, nest(dotted, value, source=f"environment variable {key}"))
+    for override in overrides:
+        dotted, equals, value = override.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"override {override!r} is not key=value", "write it like learner.lr=3e-4")
+        merge(tree, nest(dotted, value, source=f"override {override!r}"))
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> Config:
+    """Gives the Config that `tree` describes; raises ConfigError for the first thing wrong with it."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown key {key}={first['input']!r}", suggest(key, known_keys())) from None
+        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}", f"see docs/configuration.md for {key}") from None
+
+
+def known_keys() -> list[str]:
+    """Gives every dotted key of Config, in the order of the models."""
+    return list(_keys(Config, ""))
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """Gives the remedy for an unknown key: the nearest valid one, else the list of its section."""
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    leaf = key.rpartition(".")[2]
+    close = close or [name for name in known if name.rpartition(".")[2] == leaf]
+    return f"did you mean {close[0]}?" if close else f"valid keys are {', '.join(known)}"
+
+
+def merge(tree: dict[str, Any], overlay: Mapping[str, Any]) -> None:
+    """Lays `overlay` over `tree`, in place; mappings merge, everything else replaces."""
+    for key, value in overlay.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
+    """Turns `a.b` and a YAML value into {"a": {"b": value}}."""
+    try:
+        # YAML 1.1 reads 3e-4 as text; pydantic turns it into a number where one is due, opaque sections need it here.
+        parsed = _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {value!r} is not YAML", "quote it") from error
+    tree: Any = parsed
+    for part in reversed(dotted.split(".")):
+        tree = {part: tree}
+    return dict(tree)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(path), near, n=1, cutoff=0.3)
+        raise ConfigError(
+            f"no config file {path}", f"did you mean {close[0]}?" if close else "check the path"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}", "mend the file") from error
+    if not isinstance(tree or {}, dict):
+        raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping", "write sections and keys")
+    return {key: _number(value) for key, value in (tree or {}).items()}
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _keys(annotation, f"{prefix}{name}.")
+            continue
+        values = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if values:
+            yield from _keys(values[0], f"{prefix}{name}.<name>.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@dataclass(frozen=True)
+class ServiceArguments:
+    """The command line of one service."""
+
+    config: Config
+    index: int
+    name: str
+    restarts: int
+    run_dir: Path | None
+    announce: Path | None
+
+
+def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceArguments:
+    """Parses the command line of `python -m services.<role>_server`; raises ConfigError, or exits for --help."""
+    parser = argparse.ArgumentParser(
+        prog=f"headrace {role}-server",
+        description=f"Runs one {role}-server by hand. Start the four roles in any order: each waits for the others.",
+        epilog=f"example: headrace {role}-server --config configs/cartpole_ppo.yaml learner.lr=3e-4",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="YAML overlay on configs/defaults.yaml")
+    parser.add_argument(
+        "--index", type=int, help="number among the servers of this role (drawn at random if not given)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="how often this process was restarted; new seeds each time"
+    )
+    parser.add_argument("--run-dir", type=Path, help="directory for checkpoints and logs of the learner")
+    parser.add_argument("--announce", type=Path, help="file to write this service's http address to")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like learner.lr=3e-4")
+    a = parser.parse_args(argv)
+    # Two env-servers started by hand must not share a name, environment ids and seeds: addresses tell the others apart.
+    alone = role == "env" and a.index is None
+    index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
+    name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
+    return ServiceArguments(load(a.config, a.overrides), index, name, a.restarts, a.run_dir, a.announce)

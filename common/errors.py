@@ -1,0 +1,57 @@
+"""The errors users and peers see: each has a code for machines, a message, and a remedy for people.
+
+Knows nothing of sockets or of what failed.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """An error that says what to do about it."""
+
+    code = "internal"
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.remedy})" if self.remedy else self.message
+
+
+class ConfigError(HeadraceError):
+    """A setting is wrong: names the key, the value and the remedy. Restarting cannot help."""
+
+    code = "config"
+    exit_code = 2
+
+
+class ProtocolError(HeadraceError):
+    """The bytes that came are not a message of this protocol."""
+
+    code = "protocol"
+
+
+class PeerLost(HeadraceError):
+    """A peer stayed silent past the time allowed."""
+
+    code = "peer_lost"
+    exit_code = 3
+
+
+class RemoteError(HeadraceError):
+    """A peer answered with an Error message; `code` is the peer's."""
+
+    def __init__(self, code: str, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.code = code
+        self.exit_code = ConfigError.exit_code if code == ConfigError.code else HeadraceError.exit_code
+
+
+class Finished(HeadraceError):
+    """The job is done: whoever asked ends with exit code 0."""
+
+    code = "finished"
+    exit_code = 0

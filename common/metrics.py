@@ -1,0 +1,92 @@
+"""The Prometheus metrics of each role, on one registry per service; docs/operations.md explains them.
+
+Names are `headrace_<role>_<what>_<unit>`. Labels stay low in cardinality: tables, message kinds, error codes.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES = tuple(float(2**k) for k in range(17))
+RETURNS = (-1e4, -3e3, -1e3, -300, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 200, 300, 400, 475, 500, 1e3, 3e3, 1e4)
+LENGTHS = tuple(float(10**k * m) for k in range(5) for m in (1, 2, 5))
+
+
+class ServiceMetrics:
+    """What every service counts, under its role's name."""
+
+    def __init__(self, role: str, registry: CollectorRegistry) -> None:
+        p = f"headrace_{role}_"
+        self.restarts = Gauge(p + "restarts", "Times the engine has restarted this process", registry=registry)
+        self.start = Gauge(p + "process_start_seconds", "Unix time the process started", registry=registry)
+        self.errors = Counter(p + "errors", "Errors answered or met, by code", ["code"], registry=registry)
+        self.bytes_in = Counter(p + "received_bytes", "Bytes received, by message kind", ["kind"], registry=registry)
+        self.bytes_out = Counter(p + "sent_bytes", "Bytes sent, by message kind", ["kind"], registry=registry)
+        self.in_flight = Gauge(p + "requests_in_flight", "Requests sent and not yet answered", registry=registry)
+        self.parked = Gauge(p + "requests_parked", "Requests received and not yet answered", registry=registry)
+        self.resends = Counter(p + "resent_requests", "Requests sent again for want of an answer", registry=registry)
+        self.stalls = Counter(p + "stalled_peers", "Times a peer was silent past its deadline", registry=registry)
+
+
+class EnvMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        p = "headrace_env_"
+        self.steps = Counter(p + "steps", "Valid agent decisions inserted", registry=registry)
+        self.frames = Counter(p + "frames", "Simulator ticks behind them", registry=registry)
+        self.unrolls = Counter(p + "unrolls", "Unrolls inserted", registry=registry)
+        self.episode_return = Histogram(p + "episode_return", "Episode returns", buckets=RETURNS, registry=registry)
+        self.episode_length = Histogram(p + "episode_length_steps", "Lengths", buckets=LENGTHS, registry=registry)
+        self.act_seconds = Histogram(p + "act_seconds", "Round trip of an Act", buckets=SECONDS, registry=registry)
+        self.step_seconds = Histogram(p + "step_seconds", "One group step", buckets=SECONDS, registry=registry)
+
+
+class InferenceMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        p = "headrace_inference_"
+        self.batch_size = Histogram(p + "batch_size_envs", "Environments per pass", buckets=SIZES, registry=registry)
+        self.forward_seconds = Histogram(p + "forward_seconds", "One pass", buckets=SECONDS, registry=registry)
+        self.queue_depth = Gauge(p + "queue_depth", "Requests waiting for a pass", registry=registry)
+        self.weights_updates = Gauge(p + "weights_version_updates", "Updates behind the weights", registry=registry)
+
+
+class ReplayMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        p = "headrace_replay_"
+        t = ["table"]
+        self.items = Gauge(p + "items", "Items in the table", t, registry=registry)
+        self.bytes = Gauge(p + "table_bytes", "Bytes held by the table", t, registry=registry)
+        self.inserts = Counter(p + "inserts", "Items inserted", t, registry=registry)
+        self.samples = Counter(p + "samples", "Items sampled", t, registry=registry)
+        self.ratio = Gauge(p + "sample_insert_ratio", "Items sampled per item inserted", t, registry=registry)
+        self.blocked = Counter(
+            p + "limiter_blocked_seconds", "Time the limiter held back a side", ["table", "side"], registry=registry
+        )
+        self.discarded = Counter(p + "discarded_unrolls", "Unrolls discarded as stale", t, registry=registry)
+        self.queue_depth = Gauge(p + "queue_depth", "Inserts waiting for room", t, registry=registry)
+
+
+class LearnerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        p = "headrace_learner_"
+        self.updates = Counter(p + "updates", "Batches learned from", registry=registry)
+        self.version = Gauge(p + "weights_version_updates", "Updates behind the weights", registry=registry)
+        self.env_steps = Gauge(p + "env_steps", "Steps collected by all streams", registry=registry)
+        self.env_frames = Gauge(p + "env_frames", "Frames collected by all streams", registry=registry)
+        self.trained_steps = Counter(p + "trained_steps", "Steps trained on", registry=registry)
+        self.update_seconds = Histogram(p + "update_seconds", "One update", buckets=SECONDS, registry=registry)
+        self.policy_lag = Histogram(
+            p + "policy_lag_versions",
+            "Versions between acting and training",
+            buckets=(0, *SIZES[:11]),
+            registry=registry,
+        )
+        self.policy_lag_max = Gauge(p + "policy_lag_max_versions", "Largest lag in the last batch", registry=registry)
+        self.queue_depth = Gauge(p + "queue_depth", "Batches fetched ahead", registry=registry)
+        self.episode_return = Gauge(p + "episode_return", "Mean return of the last episodes", registry=registry)
+        self.episode_length = Gauge(p + "episode_length_steps", "Mean length of the last episodes", registry=registry)
+        self.episodes = Counter(p + "episodes", "Training episodes seen", registry=registry)
+        self.progress = Gauge(p + "progress_ratio", "Progress to the nearest stop condition", registry=registry)
+        self.skipped = Counter(p + "skipped_updates", "Updates skipped as not finite", registry=registry)
+        self.loss = Gauge(p + "loss", "Losses and other scalars of the last update", ["name"], registry=registry)
+        self.checkpoints = Counter(p + "checkpoints", "Checkpoints written", registry=registry)

@@ -1,0 +1,110 @@
+"""What all algorithms share: the optimiser and its settings, schedules, and what a learner may ask of an algorithm.
+
+Knows no loss. The parameters live in one flat tensor, so that clipping and stepping cost a dozen operations however
+many layers there are: on small networks torch.optim's bookkeeping costs more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from common.errors import HeadraceError
+from common.rl.batch import Batch
+from common.rl.policy import Policy
+
+_ADAM_BETAS = (0.9, 0.999)
+
+
+class NonFiniteUpdate(HeadraceError):
+    """A loss or gradient was not finite; the parameters and the algorithm are as before the batch."""
+
+    code = "non_finite"
+
+
+class OptimizerConfig(BaseModel):
+    """The optimiser's settings; one that is not set takes the algorithm's default. `alpha` is RMSProp's decay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["adam", "rmsprop"] = "adam"
+    lr: float = Field(3e-4, gt=0)
+    eps: float = Field(1e-5, gt=0)
+    alpha: float = Field(0.99, gt=0, lt=1)
+    max_grad_norm: float = Field(0.5, gt=0)
+    lr_schedule: Literal["constant", "linear"] = "constant"
+
+    def over(self, defaults: OptimizerConfig) -> OptimizerConfig:
+        """Gives `defaults` with what was set here laid over them."""
+        return defaults.model_copy(update=self.model_dump(exclude_unset=True))
+
+
+def scheduled(value: float, schedule: Literal["constant", "linear"], progress: float) -> float:
+    """Gives the value at `progress` (0..1) of the job: constant, or falling linearly to 0 at the end."""
+    return value if schedule == "constant" else value * max(0.0, 1.0 - progress)
+
+
+class Algorithm(Protocol):
+    """What a learner needs of an algorithm; construct it once the policy is on its device."""
+
+    def __init__(self, algorithm: dict[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None: ...
+
+    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Trains on a batch and gives its metrics; raises NonFiniteUpdate, having changed nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives all that a resume needs besides the policy: nested dicts of tensors and scalars."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+
+
+class FlatOptimizer:
+    """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a policy's parameters as one flat tensor.
+
+    The policy's parameters become views of that tensor: move the policy to its device first.
+    """
+
+    def __init__(self, config: OptimizerConfig, policy: Policy) -> None:
+        self.config = config
+        self._parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.flat = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        parts = torch.split(self.flat, [p.numel() for p in self._parameters])
+        for p, part in zip(self._parameters, parts, strict=True):
+            p.data = part.view(p.shape)
+        self._mean = torch.zeros_like(self.flat)
+        self._square = torch.zeros_like(self.flat)
+        self.steps = 0
+
+    def step(self, loss: Tensor, lr: float) -> Tensor:
+        """Descends one step and gives the gradient's norm before clipping, a scalar tensor: nothing waits for it."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        norm: Tensor = torch.linalg.vector_norm(gradient)
+        gradient.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
+        self.steps += 1
+        (self._adam if self.config.name == "adam" else self._rmsprop)(gradient, lr)
+        return norm
+
+    def _adam(self, gradient: Tensor, lr: float) -> None:
+        decay, square_decay = _ADAM_BETAS
+        self._mean.lerp_(gradient, 1.0 - decay)
+        self._square.mul_(square_decay).addcmul_(gradient, gradient, value=1.0 - square_decay)
+        correction = (1.0 - square_decay**self.steps) ** 0.5
+        scale = self._square.sqrt().div_(correction).add_(self.config.eps)
+        self.flat.addcdiv_(self._mean, scale, value=-lr / (1.0 - decay**self.steps))
+
+    def _rmsprop(self, gradient: Tensor, lr: float) -> None:
+        self._square.mul_(self.config.alpha).addcmul_(gradient, gradient, value=1.0 - self.config.alpha)
+        self.flat.addcdiv_(gradient, self._square.sqrt().add_(self.config.eps), value=-lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "mean": self._mean.clone(), "square": self._square.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self._mean.copy_(state["mean"])
+        self._square.copy_(state["square"])

@@ -1,0 +1,44 @@
+"""Reading one opaque section of a config into the model that knows it; knows no section itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from common.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Writes "did you mean X? known: A, B", or only the list where nothing is near."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, 1)
+    return (f"did you mean {close[0]}? " if close else "") + "known: " + ", ".join(known)
+
+
+def read_settings(model: type[Model], values: Mapping[str, Any], section: str) -> Model:
+    """Validates `values`; the ConfigError of a bad key or value names `section.key`, the value and what is allowed."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        where = ".".join([section, *path])
+        if first["type"] == "extra_forbidden":
+            message = f"{where}: there is no such setting (value {first['input']!r:.100})"
+            raise ConfigError(message, nearest(path[-1], model.model_fields)) from None
+        raise ConfigError(f"{where}: {first['input']!r:.100} is refused", first["msg"]) from None
+
+
+def load_attribute(path: str, key: str) -> Any:
+    """Imports `package.module:attr`; a ConfigError names `key`, the path and what is missing."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: {path!r} cannot be loaded: {error}", "give package.module:attr") from error

@@ -1,0 +1,106 @@
+"""Says whether an environment will run here: its spec, Gymnasium's checks, its speed, and which preset suits it."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+
+import gymnasium
+import numpy as np
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.config import EnvConfig, load
+from common.types import ActionSpec, ArraySpec
+from services.control.presets import kind_of
+from services.control.words import count
+from services.env_server.backends import Backend, make_backend
+
+MEASURE_S = 1.0
+CHECK_EVERY = 16
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def check_env(env_id: str, settings: list[str]) -> None:
+    """Prints what `headrace check` reports; raises ConfigError where the environment will not run."""
+    console = Console()
+    config = load(None, [f"env.id={env_id}", *settings]).env
+    single = make_backend(config, 1)
+    spec = single.spec
+    said = run_checker(config)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for array in spec.observations:
+        table.add_row("observation", _show_array(array))
+    table.add_row("action", _show_action(spec.action))
+    table.add_row("frame skip", f"{spec.frame_skip} (env.frame_skip)")
+    group = make_backend(config, config.envs)
+    own = type(group).__name__ == "VectorBackend"
+    table.add_row("vector", "its own implementation" if own else "none of its own: environments step in a loop")
+    for backend, label in ((single, "1 environment"), (group, f"group of {config.envs}")):
+        table.add_row("speed", f"[bold]{count(measure(backend))}[/] steps/s  [dim]{label}, random actions, one core[/]")
+        backend.close()
+    table.add_row("checker", "\n".join(said) if said else "[green]passed, nothing to remark[/]")
+    table.add_row("preset", f"{kind_of(spec)}: [bold]headrace train --algo ppo --env {escape(env_id)}[/]")
+    console.print(f"[bold green]{escape(env_id)} will run[/]", highlight=False)
+    console.print(table, highlight=False)
+
+
+def run_checker(config: EnvConfig) -> list[str]:
+    """Gives what Gymnasium's environment checker remarks; much of it matters to other users than a pipeline."""
+    if config.id not in gymnasium.registry:
+        return ["not run: it is for ids registered with Gymnasium"]
+    refused = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped
+        try:
+            gymnasium_check(env, skip_render_check=True)
+        except Exception as error:
+            refused.append(f"[yellow]it stops at:[/] {escape(str(error))}")
+        finally:
+            env.close()
+    remarks = {_ANSI.sub("", str(warning.message)).removeprefix("WARN: ") for warning in caught}
+    return refused + [escape(text) for text in sorted(remarks)]
+
+
+def measure(backend: Backend) -> float:
+    """Gives the steps per second of `backend` under random actions, over about a second."""
+    n = backend.num_envs
+    rng = np.random.default_rng(0)
+    observation = {a.name: np.zeros((n, *a.shape), a.dtype) for a in backend.spec.observations}
+    reward = np.zeros(n, np.float32)
+    terminated, truncated, valid = (np.zeros(n, np.bool_) for _ in range(3))
+    actions = [_random_actions(backend.spec.action, n, rng) for _ in range(64)]
+    backend.reset(0, observation)
+    began, steps, turns = time.perf_counter(), 0, 0
+    while turns % CHECK_EVERY or time.perf_counter() - began < MEASURE_S:
+        backend.step(actions[turns % len(actions)], observation, reward, terminated, truncated, valid)
+        steps += int(valid.sum())
+        turns += 1
+    return steps / (time.perf_counter() - began)
+
+
+def _random_actions(action: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    if action.kind == "box":
+        low, high = (np.nan_to_num(np.array(bound), posinf=1.0, neginf=-1.0) for bound in (action.low, action.high))
+        return rng.uniform(low, high, (n, action.size)).astype(action.dtype).reshape(n, *action.shape)
+    return rng.integers(0, np.array(action.n), (n, len(action.n))).astype(action.dtype).reshape(n, *action.shape)
+
+
+def _show_array(array: ArraySpec) -> str:
+    return f"{array.name}: {np.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _show_action(action: ActionSpec) -> str:
+    if action.kind == "box":
+        return f"box{list(action.shape)} {np.dtype(action.dtype).name} in {_range(action.low)} to {_range(action.high)}"
+    return f"{action.kind} {' x '.join(map(str, action.n))}"
+
+
+def _range(bound: tuple[float, ...]) -> str:
+    return f"{bound[0]:g}" if len(set(bound)) == 1 else str([round(x, 3) for x in bound])

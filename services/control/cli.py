@@ -1,0 +1,259 @@
+"""The command line: what `headrace …` understands. Reads argv and the environment, and leaves the work to others.
+
+Command modules are imported inside the command functions, and nothing heavy (torch, matplotlib, gymnasium) ever at the
+top: the time from Enter to the first step of a job is part of what a user waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import ConfigError, HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    help="Headrace trains deep-RL agents with a pipeline of small services.",
+    epilog="Start with:  headrace train configs/cartpole_ppo.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+class EngineName(StrEnum):
+    """Where the services of a job run."""
+
+    local = "local"
+    inline = "inline"
+
+
+def _complete_run(incomplete: str) -> list[str]:
+    return [str(path.parent) for path in Path("runs").glob("*/config.yaml") if str(path).startswith(incomplete)]
+
+
+def _complete_algorithm(incomplete: str) -> list[str]:
+    from services.control.presets import algorithms
+
+    return [name for name in algorithms() if name.startswith(incomplete)]
+
+
+Run = Annotated[Path, typer.Argument(help="a run's directory", autocompletion=_complete_run)]
+Resume = Annotated[
+    Path | None, typer.Option(help="go on with this run's directory", autocompletion=_complete_run, metavar="RUN")
+]
+Algo = Annotated[
+    str | None,
+    typer.Option(help="use this algorithm's preset instead of a config file", autocompletion=_complete_algorithm),
+]
+Env = Annotated[str | None, typer.Option(help="environment id for the preset, e.g. CartPole-v1")]
+What = Annotated[
+    list[str] | None, typer.Argument(help="a config file, then settings like learner.lr=3e-4", metavar="[CONFIG] [k=v]")
+]
+
+
+@app.command(
+    epilog="Settings come from configs/defaults.yaml, CONFIG, HEADRACE_… variables (HEADRACE_LEARNER__LR=3e-4) and "
+    "key=value, the last one wins. docs/configuration.md lists every key.",
+)
+def train(
+    what: What = None,
+    algo: Algo = None,
+    env: Env = None,
+    engine: Annotated[EngineName, typer.Option(help="a process per service, or all in one")] = EngineName.local,
+    resume: Resume = None,
+) -> None:
+    """Trains an agent: starts the four services, shows their progress, and ends when the goal is reached.
+
+    Ctrl-C once finishes the update, writes a checkpoint and says how to resume. Twice stops at once.
+
+    [bold]Examples[/]
+
+      headrace train configs/cartpole_ppo.yaml
+
+      headrace train configs/cartpole_ppo.yaml learner.lr=3e-4 env.servers=2
+
+      headrace train --algo ppo --env Pendulum-v1 stop.steps=200000
+
+      headrace train --resume runs/ppo-CartPole-v1-0102-150405
+
+      headrace train configs/cartpole_ppo.yaml --engine inline
+    """
+    from services.control.compose import make_run_dir
+    from services.control.train import train_inline, train_local
+
+    config_file, overrides = _split(what or [])
+    if resume is not None:
+        config = _resumed(resume, config_file, overrides)
+        run_dir = resume
+    else:
+        config = _preset(algo, env, config_file, overrides) if algo or env else _load(config_file, overrides)
+        run_dir = make_run_dir(config)
+    if engine is EngineName.inline:
+        raise typer.Exit(train_inline(config, run_dir))
+    # The services read the composed config alone: variables that made it must not be laid over it a second time.
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
+    raise typer.Exit(train_local(config, run_dir, environ))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option(min=1, help="fresh episodes")] = 100,
+    video: Annotated[bool, typer.Option("--video", help="write RUN/video.mp4 of one episode")] = False,
+    seed: Annotated[int, typer.Option(help="seed of the environments; training used others")] = 1_000_003,
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a checkpoint's name")] = "latest",
+) -> None:
+    """Plays fresh episodes with a run's policy, greedily, and reports the return's mean ± std.
+
+    [bold]Examples[/]
+
+      headrace evaluate runs/ppo-CartPole-v1-0102-150405
+
+      headrace evaluate runs/ppo-CartPole-v1-0102-150405 --episodes 20 --video --checkpoint best
+    """
+    from services.control.evaluate import evaluate_run
+
+    evaluate_run(run, episodes=episodes, video=video, seed=seed, checkpoint=checkpoint)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="run directories", autocompletion=_complete_run)],
+    out: Annotated[
+        Path | None, typer.Option(help="the PNG to write; RUN/curve.png, comparison.png for several")
+    ] = None,
+) -> None:
+    """Draws the learning curve of one run, or compares several, as a PNG.
+
+    [bold]Examples[/]
+
+      headrace plot runs/ppo-CartPole-v1-0102-150405
+
+      headrace plot runs/ppo-* --out ppo.png
+    """
+    from services.control.plot import plot_runs
+
+    typer.echo(f"wrote {plot_runs(runs, out)}")
+
+
+@app.command()
+def check(
+    env_id: Annotated[str, typer.Argument(help="a Gymnasium id, module:Id, or package.module:factory")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="settings like env.kwargs={...}", metavar="[k=v]")
+    ] = None,
+) -> None:
+    """Says whether an environment will run here, before anything is started: its spec, its checks, its speed.
+
+    [bold]Examples[/]
+
+      headrace check CartPole-v1
+
+      headrace check my_package.envs:make_maze 'env.kwargs={size: 9}'
+    """
+    from services.control.check import check_env
+
+    check_env(env_id, settings or [])
+
+
+@app.command()
+def algorithms() -> None:
+    """Lists the algorithms, one line each; use a name with `headrace train --algo NAME`."""
+    from common.rl.registry import ALGORITHMS
+
+    for name, (_, line) in ALGORITHMS.items():
+        typer.echo(f"{name:<12} {line}")
+
+
+def _service(role: str, argv: list[str]) -> None:
+    from importlib import import_module
+
+    from common.service import main as serve
+
+    raise typer.Exit(serve(role, import_module(f"services.{role}_server.server").run, argv))
+
+
+@app.command("env-server", context_settings=RAW)
+def env_server(context: typer.Context) -> None:
+    """Runs one env-server by hand, e.g. `headrace env-server --config configs/cartpole_ppo.yaml`."""
+    _service("env", context.args)
+
+
+@app.command("inference-server", context_settings=RAW)
+def inference_server(context: typer.Context) -> None:
+    """Runs one inference-server by hand, e.g. `headrace inference-server --config configs/cartpole_ppo.yaml`."""
+    _service("inference", context.args)
+
+
+@app.command("replay-server", context_settings=RAW)
+def replay_server(context: typer.Context) -> None:
+    """Runs the replay-server by hand, e.g. `headrace replay-server --config configs/cartpole_ppo.yaml`."""
+    _service("replay", context.args)
+
+
+@app.command("learner-server", context_settings=RAW)
+def learner_server(context: typer.Context) -> None:
+    """Runs the learner by hand, e.g. `headrace learner-server --config configs/cartpole_ppo.yaml --run-dir runs/x`."""
+    _service("learner", context.args)
+
+
+def _split(what: list[str]) -> tuple[Path | None, list[str]]:
+    """Parts a config file from the key=value settings after it."""
+    files = [item for item in what if "=" not in item]
+    if len(files) > 1:
+        raise ConfigError(
+            f"{files[1]!r} is neither the config file nor key=value", "write settings like learner.lr=3e-4"
+        )
+    return (Path(files[0]) if files else None), [item for item in what if "=" in item]
+
+
+def _load(config_file: Path | None, overrides: list[str]) -> Any:
+    from common.config import load
+
+    return load(config_file, overrides)
+
+
+def _preset(algo: str | None, env: str | None, config_file: Path | None, overrides: list[str]) -> Any:
+    from services.control.presets import from_preset
+
+    if config_file is not None:
+        raise ConfigError(f"{config_file} was given with --algo or --env", "give a config file or a preset, not both")
+    config, overlay = from_preset(algo or "ppo", env or "CartPole-v1", overrides)
+    typer.echo(f"# this job as an overlay on configs/defaults.yaml:\n{overlay}")
+    return config
+
+
+def _resumed(run: Path, config_file: Path | None, overrides: list[str]) -> Any:
+    from services.control.compose import write_config
+
+    if config_file is not None:
+        raise ConfigError(f"{config_file} was given with --resume", "a run goes on with its own config.yaml")
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"--resume {run}: there is no config.yaml", "name a run's directory, such as runs/…")
+    config = _load(run / "config.yaml", overrides)
+    write_config(config, run)
+    return config
+
+
+def main() -> None:
+    """Runs the command line; an error a user can mend is one line and its remedy, never a traceback."""
+    try:
+        app()
+    except HeadraceError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        if error.remedy:
+            typer.echo(f"remedy: {error.remedy}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Turns a Config into a job: the run directory, and the processes with their addresses.
+
+Knows which services there are and how they are called; starts nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Config, NetConfig
+from common.errors import ConfigError
+
+ROLES = ("env", "inference", "replay", "learner")
+_DEFAULT_NET = NetConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One service of a job. `argv` follows the interpreter; `announce` will hold its http address."""
+
+    name: str
+    role: str
+    argv: tuple[str, ...]
+    threads: int
+    announce: Path
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole job: `config` has the job's real addresses, `sockets` is the private directory that goes with it."""
+
+    config: Config
+    run_dir: Path
+    sockets: Path
+    processes: tuple[Process, ...]
+
+
+def make_run_dir(config: Config) -> Path:
+    """Makes the run's directory with `config.yaml` in it; refuses a name that is taken."""
+    base = Path(config.run.dir)
+    if config.run.name:
+        run_dir = base / config.run.name
+        if (run_dir / "config.yaml").exists():
+            raise ConfigError(
+                f"run.name={config.run.name!r}: {run_dir} exists already",
+                f"resume it with `headrace train --resume {run_dir}` or choose another run.name",
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+    else:
+        run_dir = _free_dir(base, f"{_word(config.algorithm)}-{_tail(config.env.id)}-{time.strftime('%m%d-%H%M%S')}")
+    write_config(config, run_dir)
+    return run_dir
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """Saves `config` with the run, whole or not at all."""
+    fresh = run_dir / "config.yaml.new"
+    fresh.write_text(config.to_yaml())
+    fresh.replace(run_dir / "config.yaml")
+
+
+def private_dir() -> Path:
+    """Makes a directory only its owner can enter, with a path short enough for ipc sockets (about 100 bytes)."""
+    return Path(tempfile.mkdtemp(prefix="headrace-", dir="/tmp"))
+
+
+def local_plan(config: Config, run_dir: Path, sockets: Path) -> Plan:
+    """Plans one process per service, over ipc sockets in `sockets` unless the config names addresses of its own."""
+    placed = place(config, lambda name: f"ipc://{sockets}/{name}")
+    path = sockets / "config.yaml"
+    path.write_text(placed.to_yaml())
+    processes = [
+        _process(placed, role, name, index, port, path, run_dir, sockets)
+        for port, (role, name, index) in enumerate(services(placed))
+    ]
+    return Plan(placed, run_dir, sockets, tuple(processes))
+
+
+def services(config: Config) -> list[tuple[str, str, int]]:
+    """Gives (role, name, index) of each process of the job, those that take longest to start first."""
+    return [
+        ("learner", "learner", 0),
+        *(("inference", f"inference-{i}", i) for i in range(config.inference.servers)),
+        *(("env", f"env-{i}", i) for i in range(config.env.servers)),
+        ("replay", "replay-0", 0),
+    ]
+
+
+def place(config: Config, address: Any) -> Config:
+    """Gives `config` with `address(name)` in place of each default address; those the user chose stay."""
+    net, default = config.net, _DEFAULT_NET
+    act = net.act
+    if act == default.act:
+        act = tuple(address(f"act-{i}") for i in range(config.inference.servers))
+    elif len(act) != config.inference.servers:
+        raise ConfigError(
+            f"net.act names {len(act)} addresses for inference.servers={config.inference.servers}",
+            "give one address per inference-server",
+        )
+    placed = net.model_copy(
+        update={
+            "act": act,
+            "experience": (address("experience"),) if net.experience == default.experience else net.experience,
+            "weights": address("weights") if net.weights == default.weights else net.weights,
+        }
+    )
+    return config.model_copy(update={"net": placed})
+
+
+def overlay_of(config: Config, base: Config) -> dict[str, Any]:
+    """Gives what differs from `base`, as the overlay that would make `config` of it."""
+    return _difference(config.model_dump(mode="json"), base.model_dump(mode="json"))
+
+
+def _difference(tree: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        other = base.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            inner = _difference(value, other)
+            if inner:
+                found[key] = inner
+        elif key not in base or value != other:
+            found[key] = value
+    return found
+
+
+def _process(
+    config: Config, role: str, name: str, index: int, port: int, path: Path, run_dir: Path, sockets: Path
+) -> Process:
+    announce = sockets / f"{name}.url"
+    argv = ["-m", f"services.{role}_server", "--config", str(path), "--index", str(index)]
+    argv += ["--run-dir", str(run_dir), "--announce", str(announce)]
+    if config.metrics.port:
+        # One fixed port cannot serve several processes of one machine: they take it and those that follow.
+        argv.append(f"metrics.port={config.metrics.port + port}")
+    threads = {"inference": config.inference.threads, "learner": config.learner.threads}.get(role, 1)
+    return Process(name, role, tuple(argv), threads, announce, run_dir / "logs" / f"{name}.log")
+
+
+def _free_dir(base: Path, name: str) -> Path:
+    for attempt in range(1, 1000):
+        run_dir = base / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run_dir
+    raise ConfigError(f"run.dir={str(base)!r} has no free name like {name}", "set run.name")
+
+
+def _word(section: Mapping[str, Any]) -> str:
+    return _tail(str(section.get("name", "run")))
+
+
+def _tail(name: str) -> str:
+    return name.rpartition(":")[2].rpartition("/")[2]

@@ -1,0 +1,185 @@
+"""Shows a running job: a live panel on a terminal, a plain line every few seconds elsewhere.
+
+Knows Snapshots and words, nothing of processes or sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from rich.box import ROUNDED
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from common.config import Config
+from services.control.monitor import ProcessRow, Snapshot
+from services.control.words import UNKNOWN, clock, count, goal, number, sparkline
+
+LINE_S = 5.0
+CURVE_COLUMNS = 32
+WIDTH = 88
+ROW_LIMIT = 16
+
+
+class View(Protocol):
+    """What shows a job; `update` is called several times a second."""
+
+    def notice(self, text: str) -> None: ...
+
+    def update(self, snapshot: Snapshot) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_view(config: Config, run_dir: Path, console: Console) -> View:
+    """Gives the live panel on a terminal, plain lines anywhere else."""
+    return LiveView(config, run_dir, console) if console.is_terminal else PlainView(config, run_dir, console)
+
+
+class LiveView:
+    """A panel that is drawn in place, with notices above it."""
+
+    def __init__(self, config: Config, run_dir: Path, console: Console) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def notice(self, text: str) -> None:
+        line = Text(f"{time.strftime('%H:%M:%S')}  ", style="dim")
+        line.append(text, style="not dim yellow")
+        self._console.print(line)
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._live.update(panel(self._config, self._run_dir, snapshot), refresh=True)
+
+    def close(self) -> None:
+        with suppress(OSError):  # a terminal that is gone ends no job
+            self._live.stop()
+
+
+class PlainView:
+    """One line when there is something to say, and every few seconds."""
+
+    def __init__(self, config: Config, run_dir: Path, console: Console) -> None:
+        self._config = config
+        self._console = console
+        self._next = 0.0
+        self._print(f"headrace {_job(config)}  run {run_dir}")
+        self._print(f"goal {goal(config.stop)}")
+
+    def notice(self, text: str) -> None:
+        self._print(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def update(self, snapshot: Snapshot) -> None:
+        if snapshot.seconds >= self._next:
+            self._next = snapshot.seconds + LINE_S
+            self._print(line(snapshot))
+
+    def close(self) -> None: ...
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def line(s: Snapshot) -> str:
+    """Writes a snapshot as one plain line; what is not well with a process comes last."""
+    parts = [
+        f"{clock(s.seconds):>6}",
+        f"{s.progress:4.0%}",
+        f"return {number(s.episode_return)}",
+        f"steps {count(s.steps)} ({count(s.steps_s)}/s, trained {count(s.trained_steps_s)}/s)",
+        f"frames {count(s.frames)}",
+        f"lag {count(s.policy_lag)}",
+    ]
+    if s.eta_s is not None:
+        parts.append(f"eta {clock(s.eta_s)}")
+    if s.bottleneck:
+        parts.append(f"busiest {s.bottleneck}")
+    parts += [f"{row.name} {row.state}" for row in s.processes if not row.good]
+    return "  ".join(parts)
+
+
+def panel(config: Config, run_dir: Path, s: Snapshot) -> RenderableType:
+    """Draws a snapshot as the panel of the live display."""
+    title = Text.assemble((" headrace ", "bold black on cyan"), " ", (_job(config), "bold"), " ")
+    body = Group(_progress(s), Text(), _figures(config, s), Text(), _processes(s.processes))
+    return Panel(
+        body,
+        title=title,
+        title_align="left",
+        subtitle=Text(f" {run_dir} ", style="dim"),
+        subtitle_align="right",
+        box=ROUNDED,
+        border_style="cyan",
+        padding=(1, 2),
+        width=WIDTH,
+    )
+
+
+def _job(config: Config) -> str:
+    return f"{config.algorithm.get('name', '?')} · {config.env.id}"
+
+
+def _progress(s: Snapshot) -> RenderableType:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", min_width=4)
+    grid.add_column(justify="right", style="dim", min_width=24)
+    left = f", {clock(s.eta_s)} left" if s.eta_s is not None else ""
+    colour = "green" if s.progress >= 1.0 else "cyan"
+    bar = ProgressBar(total=1.0, completed=s.progress, complete_style=colour, finished_style="green")
+    grid.add_row(bar, Text(f"{s.progress:.0%}", style=f"bold {colour}"), f"{clock(s.seconds)}{left}")
+    return grid
+
+
+def _figures(config: Config, s: Snapshot) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", min_width=9)
+    grid.add_column()
+    shown = Text.assemble((number(s.episode_return), "bold"), "  ", (sparkline(s.returns, CURVE_COLUMNS), "cyan"))
+    if s.episodes:
+        shown.append(f"  {count(s.episodes)} episodes of {number(s.episode_length)} steps", style="dim")
+    queues = " · ".join(f"{word} {count(depth)}" for word, depth in s.queues) or UNKNOWN
+    waits = Text.assemble(("lag ", "dim"), count(s.policy_lag), ("    queues ", "dim"), queues)
+    if s.bottleneck:
+        waits.append("    busiest ", style="dim")
+        waits.append(s.bottleneck, style="magenta")
+    grid.add_row("goal", goal(config.stop, s.episode_return))
+    grid.add_row("return", shown)
+    grid.add_row("collected", _pace(s.steps_s, s.frames_s, f"{count(s.steps)} steps · {count(s.frames)} frames"))
+    grid.add_row("trained", _pace(s.trained_steps_s, None, f"{count(s.updates)} updates"))
+    grid.add_row("policy", waits)
+    return grid
+
+
+def _pace(steps_s: float | None, frames_s: float | None, totals: str) -> Text:
+    text = Text.assemble((f"{count(steps_s):>5}", "bold"), " steps/s")
+    text.append(f"  {count(frames_s):>5} frames/s" if frames_s is not None else " " * 16)
+    text.append(f"    {totals}", style="dim")
+    return text
+
+
+def _processes(rows: tuple[ProcessRow, ...]) -> RenderableType:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("process", min_width=11, no_wrap=True)
+    table.add_column("pid", justify="right", style="dim", min_width=7)
+    table.add_column("restarts", justify="right", min_width=8)
+    table.add_column("state", min_width=46, max_width=46, overflow="ellipsis", no_wrap=True)
+    # Rows that are not well come first where not all of them fit.
+    shown = rows if len(rows) <= ROW_LIMIT else sorted(rows, key=lambda row: row.good)[:ROW_LIMIT]
+    for row in shown:
+        colour = "green" if row.state == "ready" else "dim" if row.good else "yellow"
+        state = Text.assemble(("● ", colour), (row.state, "default" if row.good else "yellow"))
+        table.add_row(row.name, str(row.pid or ""), str(row.restarts or "·"), state)
+    if len(shown) < len(rows):
+        table.add_row(f"and {len(rows) - len(shown)} more", "", "", "")
+    return table

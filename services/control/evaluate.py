@@ -1,0 +1,197 @@
+"""Plays fresh episodes with a run's policy and reports what they returned.
+
+Every environment plays a quota fixed beforehand: taking the first N episodes to end would favour the short ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config import Config, load
+from common.errors import ConfigError
+from common.rl.policy import Policy, build_policy, unpack_weights
+from common.types import Arrays, EnvSpec
+from services.env_server.backends import Backend, make_backend
+
+MAX_ENVS = 32
+FRAMES_PER_SECOND = 30
+VIDEO_STEPS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Undiscounted returns and lengths [N] of the episodes, in steps."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    def report(self) -> dict[str, Any]:
+        r, n = self.returns, self.lengths
+        return {
+            "episodes": len(r),
+            "mean": float(r.mean()),
+            "std": float(r.std()),
+            "min": float(r.min()),
+            "max": float(r.max()),
+            "mean_length": float(n.mean()),
+            "returns": [float(x) for x in r],
+        }
+
+
+class Player:
+    """A policy, its recurrent state and a group of environments; `step` plays one greedy step of all of them."""
+
+    def __init__(self, policy: Policy, backend: Backend, seed: int) -> None:
+        self._policy = policy
+        self._backend = backend
+        n = backend.num_envs
+        self._observation: Arrays = {s.name: np.zeros((n, *s.shape), s.dtype) for s in backend.spec.observations}
+        self._state = {s.name: torch.zeros(n, *s.shape) for s in policy.spec.state}
+        self._first = np.ones(n, np.bool_)
+        self.reward = np.zeros(n, np.float32)
+        self._terminated, self._truncated, self.valid = (np.zeros(n, np.bool_) for _ in range(3))
+        # A mode needs no noise, but the policy takes it all the same.
+        self._noise = torch.full((n, policy.noise_size), 0.5)
+        backend.reset(seed, self._observation)
+
+    @property
+    def ended(self) -> np.ndarray:
+        """Which environments' episodes ended in the last step, [B] bool."""
+        return self._terminated | self._truncated
+
+    def step(self) -> None:
+        with torch.inference_mode():
+            seen = {name: torch.from_numpy(array) for name, array in self._observation.items()}
+            first = torch.from_numpy(self._first)
+            action, _, self._state = self._policy.act(seen, first, self._state, self._noise, greedy=True)
+        finals = self._backend.step(
+            action.numpy(), self._observation, self.reward, self._terminated, self._truncated, self.valid
+        )
+        self._first = ~self.valid
+        self._first[finals.indices] = True
+
+
+def play(player: Player, quota: np.ndarray, ended: Callable[[], None]) -> Evaluation:
+    """Plays `quota` [B] whole episodes in each environment, calling `ended` after each."""
+    n = len(quota)
+    left = quota.copy()
+    sums, steps = np.zeros(n, np.float64), np.zeros(n, np.int64)
+    returns: list[float] = []
+    lengths: list[int] = []
+    while left.any():
+        player.step()
+        sums += np.where(player.valid, player.reward, 0.0)
+        steps += player.valid
+        for b in np.flatnonzero(player.ended):
+            if left[b]:
+                returns.append(float(sums[b]))
+                lengths.append(int(steps[b]))
+                left[b] -= 1
+                ended()
+            sums[b], steps[b] = 0.0, 0
+    return Evaluation(np.array(returns), np.array(lengths))
+
+
+def quotas(episodes: int) -> np.ndarray:
+    """Shares `episodes` out over as many environments as are worth having, [B] int, none of them zero."""
+    n = min(episodes, MAX_ENVS)
+    return np.full(n, episodes // n) + (np.arange(n) < episodes % n)
+
+
+def load_policy(run: Path, config: Config, checkpoint: str) -> tuple[Policy, EnvSpec, str]:
+    """Gives the policy of a run's checkpoint ("latest", "best" or its name), its environment's spec and its name."""
+    from services.learner_server.checkpoint import read_policy
+
+    checkpoints = run / "checkpoints"
+    pointer = checkpoints / checkpoint
+    try:
+        name = pointer.read_text().strip() if pointer.is_file() else checkpoint
+        if not (checkpoints / name).is_dir():
+            raise FileNotFoundError(name)
+    except OSError:
+        there = sorted(path.name for path in checkpoints.glob("[0-9]*"))
+        has = f"it has latest, best, {', '.join(there)}" if there else "train first; it has none yet"
+        raise ConfigError(f"--checkpoint {checkpoint}: {run} has no such checkpoint", has) from None
+    spec, weights = read_policy(checkpoints / name)
+    policy = build_policy(config.network, spec, config.run.seed)
+    unpack_weights(policy, weights)
+    policy.eval()
+    return policy, spec, name
+
+
+def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint: str) -> None:
+    """Evaluates a run, prints the result and writes RUN/evaluation.json, with `video` RUN/video.mp4 too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} is no run: it has no config.yaml", "name a directory under runs/")
+    # The run's own settings alone: variables of this shell have nothing to do with it.
+    config = load(run / "config.yaml", (), {})
+    torch.set_num_threads(1)
+    policy, spec, name = load_policy(run, config, checkpoint)
+    quota = quotas(episodes)
+    console = Console()
+    backend = make_backend(config.env, len(quota))
+    _same_spec(spec, backend.spec)
+    columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("episodes", total=episodes)
+            evaluation = play(Player(policy, backend, seed), quota, lambda: progress.advance(task))
+    finally:
+        backend.close()
+    report = evaluation.report()
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint": name, "seed": seed} | report, indent=2) + "\n")
+    console.print(
+        f"[bold]return {report['mean']:.1f} ± {report['std']:.1f}[/]  min {report['min']:.1f}  max {report['max']:.1f}"
+        f"  over {episodes} episodes of {report['mean_length']:.1f} steps  [dim](checkpoint {name})[/]",
+        highlight=False,
+    )
+    console.print(f"wrote {run / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    if video:
+        steps = write_video(policy, config, run / "video.mp4", seed)
+        console.print(f"wrote {run / 'video.mp4'} ({steps} steps)", highlight=False, soft_wrap=True)
+
+
+def write_video(policy: Policy, config: Config, path: Path, seed: int) -> int:
+    """Writes one greedy episode as an mp4; gives its steps. Needs an environment that renders to rgb_array."""
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise ConfigError("--video needs imageio with ffmpeg", "pip install 'headrace[cli]'") from error
+    backend = make_backend(config.env, 1, render_mode="rgb_array")
+    try:
+        player = Player(policy, backend, seed)
+        picture = backend.render()
+        if picture is None:
+            raise ConfigError(f"--video: env.id={config.env.id!r} draws no pictures", "leave --video out")
+        steps = 0
+        # macro_block_size 2 keeps the picture's own size; H.264 needs even sides.
+        with imageio.get_writer(path, fps=FRAMES_PER_SECOND, macro_block_size=2) as writer:
+            while picture is not None and steps < VIDEO_STEPS:
+                writer.append_data(picture)  # type: ignore[attr-defined]
+                player.step()
+                steps += 1
+                if player.ended[0]:
+                    break
+                picture = backend.render()
+    finally:
+        backend.close()
+    return steps
+
+
+def _same_spec(trained: EnvSpec, here: EnvSpec) -> None:
+    if (trained.observations, trained.action) != (here.observations, here.action):
+        raise ConfigError(
+            f"env.id={here.id!r} now has {here.observations}, {here.action}; the checkpoint was trained on "
+            f"{trained.observations}, {trained.action}",
+            "install the version of the environment that the run was trained with",
+        )

@@ -1,0 +1,57 @@
+"""Chooses the preset of an algorithm for an environment, by the kind of its observations and actions."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+import yaml
+
+from common.config import CONFIGS, Config, load
+from common.errors import ConfigError
+from common.types import ArraySpec, EnvSpec
+from services.control.compose import overlay_of
+
+PRESETS = CONFIGS / "presets"
+SMALL_IMAGE = 36  # pixels a side; what is smaller does not survive the strides of the Nature network
+
+
+def algorithms() -> list[str]:
+    """Gives the names of the algorithms that have a preset."""
+    return sorted({path.stem.rpartition("_")[0] for path in PRESETS.glob("*_*.yaml")})
+
+
+def kind_of(spec: EnvSpec) -> str:
+    """Gives the kind of preset that suits an environment: vector, continuous or pixels."""
+    if _images(spec):
+        return "pixels"
+    return "continuous" if spec.action.kind == "box" else "vector"
+
+
+def preset_overrides(spec: EnvSpec) -> list[str]:
+    """Gives what an environment needs beyond its kind's preset."""
+    sides = [sorted(array.shape)[1] for array in _images(spec)]
+    return ["network.name=minatar_cnn"] if sides and min(sides) < SMALL_IMAGE else []
+
+
+def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, str]:
+    """Gives the config of `algo` on `env_id`, and the YAML overlay it amounts to."""
+    from services.env_server.backends import make_backend
+
+    if algo not in algorithms():
+        close = difflib.get_close_matches(algo, algorithms(), n=1)
+        known = f"presets exist for {', '.join(algorithms())}; write a config file for others"
+        raise ConfigError(f"--algo {algo}: there is no preset", f"did you mean {close[0]}?" if close else known)
+    chosen = load(None, [f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))])
+    backend = make_backend(chosen.env, 1)
+    spec = backend.spec
+    backend.close()
+    path = PRESETS / f"{algo}_{kind_of(spec)}.yaml"
+    if not path.exists():
+        raise ConfigError(f"--algo {algo} --env {env_id}: no preset {path.name}", "write a config file")
+    config = load(path, [f"env.id={env_id}", *preset_overrides(spec), *overrides])
+    return config, yaml.safe_dump(overlay_of(config, load(None, (), {})), sort_keys=False)
+
+
+def _images(spec: EnvSpec) -> list[ArraySpec]:
+    return [array for array in spec.observations if len(array.shape) == 3 and np.dtype(array.dtype).kind in "ub"]

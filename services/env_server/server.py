@@ -1,0 +1,145 @@
+"""The env-server: groups of environments that ask for actions, step, and insert what they lived through.
+
+A thin shell around `Rollout` and a backend. Imports no torch and holds no weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from common.messages import Act, Actions, Insert, Inserted
+from common.metrics import EnvMetrics
+from common.service import Context, until_stopped
+from common.transport import Client
+from common.types import Arrays, PolicySpec, new_life
+from services.env_server.backends import Backend, Finals, make_backend
+from services.env_server.rollout import Rollout
+
+log = logging.getLogger("headrace.env")
+
+# A simulator slower than this steps on a thread, so that the other groups' messages are answered meanwhile.
+SLOW_STEP_S = 2e-3
+LAST_INSERT_S = 1.0
+_RESTART_BITS = 40
+
+
+class Group:
+    """One stream: a backend, its rollout, and the loop that drives them."""
+
+    def __init__(self, context: Context, number: int, backend: Backend, metrics: EnvMetrics) -> None:
+        config = context.config
+        self.slot = f"{context.name}/{number}"
+        self.life = new_life()
+        self.backend = backend
+        self.steps = self.frames = self.unrolls = 0
+        self._config = config
+        self._metrics = metrics
+        self._first_env = (context.index * config.env.groups + number) * config.env.envs
+        entropy = [config.run.seed, context.index, number, context.restarts]
+        self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        # Sampling noise is keyed by this number: a restarted group must not live through the same noise again.
+        self._step = context.restarts << _RESTART_BITS
+        self._step_s = 0.0
+        tables = [config.replay.tables[name] for name in config.rollout.tables]
+        self._synchronous = config.replay.max_policy_lag == 0 and any(table.kind == "fifo" for table in tables)
+
+    async def collect(self, policy: PolicySpec, inference: Client, replay: Client, pool: ThreadPoolExecutor) -> None:
+        """Collects unrolls until a peer says that the job is finished."""
+        rollout = Rollout(self.backend.spec, policy, self._config.rollout.unroll, self.backend.num_envs)
+        self.backend.reset(self._seed, rollout.observation_row())
+        rollout.begin()
+        min_version = 0
+        insert: asyncio.Task[int] | None = None
+        try:
+            while True:
+                while not rollout.complete:
+                    await self._advance(rollout, inference, pool, min_version)
+                # One Insert in flight: a full table holds its answer back, and so holds this group back.
+                if insert is not None:
+                    await insert
+                insert = asyncio.create_task(self._insert(rollout, rollout.finish(), replay))
+                if self._synchronous:
+                    min_version = await insert
+        finally:
+            if insert is not None:
+                # Counted if the replay-server took it: the streams' totals must agree with the learner's.
+                await asyncio.wait([insert], timeout=LAST_INSERT_S)
+                insert.cancel()
+
+    async def _advance(self, rollout: Rollout, inference: Client, pool: ThreadPoolExecutor, min_version: int) -> None:
+        asked = time.perf_counter()
+        act = Act(self._first_env, self.backend.num_envs, self._step, min_version, rollout.request())
+        actions: Actions = await inference.request(act)
+        action = rollout.act(actions.arrays, actions.version)
+        answered = time.perf_counter()
+        self._metrics.act_seconds.observe(answered - asked)
+        if self._step_s < SLOW_STEP_S:
+            finals = self.backend.step(action, *rollout.targets())
+        else:
+            finals = await asyncio.get_running_loop().run_in_executor(pool, self._step_backend, rollout, action)
+        seconds = time.perf_counter() - answered
+        self._metrics.step_seconds.observe(seconds)
+        self._step_s += 0.1 * (seconds - self._step_s)
+        rollout.advance(finals)
+        self._step += 1
+
+    def _step_backend(self, rollout: Rollout, action: np.ndarray) -> Finals:
+        return self.backend.step(action, *rollout.targets())
+
+    async def _insert(self, rollout: Rollout, arrays: Arrays, replay: Client) -> int:
+        number, steps, frames = rollout.number, rollout.steps, rollout.frames
+        insert = Insert(
+            self._config.rollout.tables, self.slot, self.life, number, self._first_env, steps, frames, arrays
+        )
+        inserted: Inserted = await replay.request(insert)
+        self._metrics.unrolls.inc()
+        self._metrics.steps.inc(steps - self.steps)
+        self._metrics.frames.inc(frames - self.frames)
+        for episode_return, length in zip(arrays["episode_returns"], arrays["episode_lengths"], strict=True):
+            self._metrics.episode_return.observe(float(episode_return))
+            self._metrics.episode_length.observe(int(length))
+        self.unrolls, self.steps, self.frames = number, steps, frames
+        return inserted.min_version
+
+
+async def run(context: Context) -> None:
+    """Collects until the job is finished, or the service is told to stop."""
+    config = context.config
+    metrics = EnvMetrics(context.registry)
+    groups = [
+        Group(context, number, make_backend(config.env, config.env.envs), metrics)
+        for number in range(config.env.groups)
+    ]
+    hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
+    addresses = config.net.act
+    shared = {"net": config.net, "metrics": context.metrics, "max_in_flight": len(groups)}
+    waiting = context.health.waiting
+    inference = Client(
+        addresses[context.index % len(addresses)], "inference-server", hello, waiting=waiting("inference"), **shared
+    )
+    replay = Client(config.net.experience[0], "replay-server", hello, waiting=waiting("replay"), **shared)
+    pool = ThreadPoolExecutor(len(groups), thread_name_prefix="simulator")
+
+    async def collect() -> None:
+        # Replay hears of the environment first: the learner, and so inference, wait for its spec.
+        await replay.welcome()
+        policy = PolicySpec.from_wire((await inference.welcome()).spec)
+        context.health.ready = True
+        await until_stopped(context, [group.collect(policy, inference, replay, pool) for group in groups])
+
+    try:
+        await until_stopped(context, [collect()])
+    finally:
+        for group in groups:
+            log.info(
+                "stream %s life %d: %d steps and %d frames in %d unrolls inserted",
+                *(group.slot, group.life, group.steps, group.frames, group.unrolls),
+            )
+        inference.close()
+        replay.close()
+        pool.shutdown(wait=False, cancel_futures=True)

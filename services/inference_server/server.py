@@ -1,0 +1,167 @@
+"""The inference-server: batches Act requests, runs the policy, and follows the learner's weights."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import torch
+
+from common.errors import Finished, ProtocolError
+from common.messages import PROTOCOL, Act, Actions, GetWeights, Hello, NotModified, Weights, Welcome
+from common.metrics import InferenceMetrics
+from common.service import Context, until_stopped
+from common.transport import Client, Server, Ticket
+from common.types import EnvSpec, version_updates
+from services.inference_server.batcher import Batcher
+from services.inference_server.runner import Runner
+
+log = logging.getLogger("headrace.inference")
+
+# A pass longer than this runs on a thread, so that peers are answered meanwhile; a hop costs 30 to 60 µs.
+SLOW_PASS_S = 2e-3
+
+
+class InferenceServer:
+    """Answers Acts with the newest weights it has; holds nothing that a restart would lose."""
+
+    def __init__(self, context: Context, address: str) -> None:
+        config = context.config
+        self._context = context
+        self._metrics = InferenceMetrics(context.registry)
+        self._runner = Runner(config.network, config.run.seed, config.inference.device)
+        # At lag 0 a result may not depend on who else asked.
+        alone = config.replay.max_policy_lag == 0
+        self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, config.inference.wait_us * 1e-6, alone)
+        self._greetings: list[Ticket] = []
+        self._early: list[Ticket] = []
+        self._pass_s = 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._busy = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self.server = Server(address, self._handle, net=config.net, metrics=context.metrics)
+
+    async def follow(self, learner: Client) -> None:
+        """Takes on each new version of the weights, for ever."""
+        while True:
+            reply: Weights | NotModified = await learner.request(GetWeights(self._runner.version))
+            if isinstance(reply, Weights):
+                async with self._busy:
+                    self._runner.load(reply)
+                self._metrics.weights_updates.set(version_updates(reply.version))
+                self._admit()
+
+    async def infer_forever(self) -> None:
+        """Runs a forward pass whenever a batch is due."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = self._batcher.due_in(time.monotonic())
+            if due != 0.0:
+                self._wanted.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), due)
+                continue
+            async with self._busy:
+                tickets = self._batcher.take()
+                acts = [ticket.message for ticket in tickets if isinstance(ticket.message, Act)]
+                started = time.perf_counter()
+                if self._pass_s < SLOW_PASS_S:
+                    replies = self._runner.act(acts)
+                else:
+                    replies = await loop.run_in_executor(self._pool, self._runner.act, acts)
+                self._measure(time.perf_counter() - started, acts)
+            self._answer(tickets, replies)
+
+    def close(self) -> None:
+        self.server.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _handle(self, ticket: Ticket) -> None:
+        match ticket.message:
+            case Hello():
+                self._greetings.append(ticket)
+                ticket.reason = "no weights yet: the learner has sent none"
+                self._admit()
+            case Act() as act:
+                if self._runner.spec is None:
+                    raise ProtocolError("Act before Hello was answered", "wait for Welcome")
+                self._runner.check(act)
+                ticket.reason = f"waits for newer weights than {version_updates(max(self._runner.version, 0))}"
+                self._queue(ticket, act)
+            case other:
+                raise ProtocolError(
+                    f"an inference-server does not answer {type(other).__name__}", "see docs/protocol.md"
+                )
+
+    def _queue(self, ticket: Ticket, act: Act) -> None:
+        if act.min_version > self._runner.version:
+            self._early.append(ticket)
+            return
+        self._batcher.add(ticket, act.count, time.monotonic())
+        self._metrics.queue_depth.set(len(self._batcher))
+        self._wanted.set()
+
+    def _admit(self) -> None:
+        """Lets in those who waited for weights: greetings for the first ones, Acts for new ones."""
+        if self._runner.spec is None or self._runner.env is None:
+            return
+        self._context.health.ready = True
+        greetings, self._greetings = self._greetings, []
+        for ticket in greetings:
+            self._greet(ticket, self._runner.env)
+        early, self._early = self._early, []
+        for ticket in early:
+            if isinstance(ticket.message, Act):
+                self._queue(ticket, ticket.message)
+
+    def _greet(self, ticket: Ticket, env: EnvSpec) -> None:
+        assert isinstance(ticket.message, Hello)
+        assert self._runner.spec is not None
+        spec = ticket.message.spec
+        if spec is None or EnvSpec.from_wire(spec) != env:
+            theirs = None if spec is None else EnvSpec.from_wire(spec)
+            error = ProtocolError(
+                f"{ticket.message.name} runs {theirs}, the policy is for {env}", "run one environment"
+            )
+            ticket.fail(error)
+        else:
+            ticket.reply(Welcome(PROTOCOL, self.server.life, self._runner.spec.to_wire()))
+
+    def _measure(self, seconds: float, acts: list[Act]) -> None:
+        self._pass_s += 0.1 * (seconds - self._pass_s)
+        self._metrics.forward_seconds.observe(seconds)
+        self._metrics.batch_size.observe(sum(act.count for act in acts))
+        self._metrics.queue_depth.set(len(self._batcher))
+
+    @staticmethod
+    def _answer(tickets: list[Ticket], replies: list[Actions]) -> None:
+        for ticket, reply in zip(tickets, replies, strict=True):
+            ticket.reply(reply)
+
+
+async def run(context: Context) -> None:
+    """Serves until the learner says that the job is done, or the service is told to stop."""
+    config = context.config
+    torch.set_num_threads(config.inference.threads)
+    inference = InferenceServer(context, config.net.act[context.index % len(config.net.act)])
+    learner = Client(
+        config.net.weights,
+        "learner-server",
+        context.hello(),
+        net=config.net,
+        metrics=context.metrics,
+        max_in_flight=1,
+        waiting=context.health.waiting("learner"),
+    )
+    try:
+        await until_stopped(context, [inference.follow(learner), inference.infer_forever()])
+    except Finished as finished:
+        inference.server.finish(finished.message)
+        await inference.server.drained(config.net.linger_s)
+        raise
+    finally:
+        learner.close()
+        inference.close()

@@ -1,0 +1,140 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest; written whole or not at all, read without pickle.
+
+A checkpoint is a directory, `checkpoints/<updates>/`, with `model.safetensors` and `state.json`. The files `latest` and
+`best` beside it hold the name of one. Knows nothing of what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.config import Config
+from common.errors import ConfigError
+from common.rl.policy import Policy, build_policy
+from common.types import EnvSpec
+
+_TENSOR = "@tensor"
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and the best."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self._run_dir = run_dir
+        self._dir = run_dir / "checkpoints"
+        self._keep = keep
+        self._dir.mkdir(parents=True, exist_ok=True)
+
+    def next_ordinal(self) -> int:
+        """Gives this learner life's number, one more than any before it, once that is safely stored."""
+        path = self._run_dir / "ordinal"
+        ordinal = int(path.read_text()) + 1 if path.exists() else 1
+        _write(path, str(ordinal))
+        return ordinal
+
+    def save(self, state: Mapping[str, Any], updates: int, best: bool) -> Path:
+        """Writes a checkpoint and gives its directory; a crash leaves the ones before it as they were."""
+        name = f"{updates:09d}"
+        partial, final = self._dir / f".{name}.partial", self._dir / name
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        tensors: dict[str, torch.Tensor] = {}
+        (partial / "state.json").write_text(json.dumps(_lift(state, "", tensors)))
+        save_file(tensors, partial / "model.safetensors")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        if final.exists():
+            # A learner that went back trains through the same numbers again: the newer life's word stands.
+            final.rename(self._dir / f".{name}.old")
+        partial.rename(final)
+        shutil.rmtree(self._dir / f".{name}.old", ignore_errors=True)
+        _write(self._dir / "latest", name)
+        if best:
+            _write(self._dir / "best", name)
+        self._prune()
+        return final
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """Gives the newest checkpoint's state, or None where there is none."""
+        pointer = self._dir / "latest"
+        return load_state(self._dir / pointer.read_text()) if pointer.exists() else None
+
+    def _prune(self) -> None:
+        kept = {(self._dir / pointer).read_text() for pointer in ("latest", "best") if (self._dir / pointer).exists()}
+        by_age = sorted((p for p in self._dir.iterdir() if p.name.isdigit()), key=lambda p: p.stat().st_mtime)
+        for path in by_age[: -self._keep]:
+            if path.name not in kept:
+                shutil.rmtree(path)
+
+
+def find(run_dir: Path, which: str = "latest") -> Path:
+    """Gives the directory of a run's checkpoint: `latest`, `best`, or its number; ConfigError if there is none."""
+    folder = run_dir / "checkpoints"
+    pointer = folder / which
+    path = folder / pointer.read_text() if pointer.is_file() else pointer
+    if not (path / "state.json").exists():
+        names = sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        raise ConfigError(f"{run_dir} has no checkpoint {which!r}", f"it has {', '.join(names) or 'none'}")
+    return path
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Gives the nested state of a checkpoint directory."""
+    state = _lower(json.loads((path / "state.json").read_text()), load_file(path / "model.safetensors"))
+    assert isinstance(state, dict)
+    return state
+
+
+def load_policy(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
+    """Gives the policy of a checkpoint directory, with its weights, and the environment's spec it was built for."""
+    state = load_state(path)
+    env = EnvSpec.from_wire(state["env"])
+    policy = build_policy(config.network, env, config.run.seed)
+    policy.load_state_dict(state["trainer"]["policy"])
+    return policy, env
+
+
+def _lift(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Gives `value` with each tensor moved to `tensors` and its name left in its place."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _lift(item, f"{path}.{key}" if path else str(key), tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_lift(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _lower(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict):
+        return (
+            tensors[value[_TENSOR]] if _TENSOR in value else {key: _lower(item, tensors) for key, item in value.items()}
+        )
+    if isinstance(value, list):
+        return [_lower(item, tensors) for item in value]
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    _sync(partial)
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""What the job has lived through: totals per stream, recent episodes, and whether it may stop. All of it is saved."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from common.config import StopConfig
+from common.types import Arrays
+
+
+class Tally:
+    """Counters merged by maximum from what Batches say, so that a repeated message counts nothing twice."""
+
+    def __init__(self, stop: StopConfig) -> None:
+        self._stop = stop
+        self._streams: dict[int, tuple[int, int, int]] = {}
+        self._returns: deque[float] = deque(maxlen=stop.episodes)
+        self._lengths: deque[int] = deque(maxlen=stop.episodes)
+        self.steps = self.frames = self.episodes = 0
+        self.trained_steps = 0
+        self.seconds = 0.0
+
+    def merge(self, arrays: Arrays) -> int:
+        """Takes in `counters`, `episode_returns` and `episode_lengths` of a Batch; gives the number of new episodes."""
+        for life, number, steps, frames in arrays["counters"].tolist():
+            known = self._streams.get(life, (0, 0, 0))
+            if number > known[0]:
+                self._streams[life] = (number, steps, frames)
+                self.steps += steps - known[1]
+                self.frames += frames - known[2]
+        self._returns.extend(arrays["episode_returns"].tolist())
+        self._lengths.extend(arrays["episode_lengths"].tolist())
+        self.episodes += len(arrays["episode_returns"])
+        return len(arrays["episode_returns"])
+
+    @property
+    def episode_return(self) -> float:
+        """Mean return of the last `stop.episodes` training episodes; NaN before the first ends."""
+        return float(np.mean(self._returns)) if self._returns else float("nan")
+
+    @property
+    def episode_length(self) -> float:
+        """Mean length of those episodes, in steps."""
+        return float(np.mean(self._lengths)) if self._lengths else float("nan")
+
+    def outcome(self) -> str | None:
+        """Says which stop condition holds, if any: solved, steps, frames or seconds."""
+        stop = self._stop
+        full = len(self._returns) == stop.episodes
+        if stop.episode_return is not None and full and self.episode_return >= stop.episode_return:
+            return "solved"
+        for name in ("steps", "frames", "seconds"):
+            if 0 < getattr(stop, name) <= getattr(self, name):
+                return name
+        return None
+
+    def progress(self) -> float:
+        """Gives the share of the job's budget that is used up, 0 to 1: what schedules follow."""
+        shares = [
+            getattr(self, n) / getattr(self._stop, n) for n in ("steps", "frames", "seconds") if getattr(self._stop, n)
+        ]
+        return min(1.0, max(shares, default=0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "streams": {str(life): list(totals) for life, totals in self._streams.items()},
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "steps": self.steps,
+            "frames": self.frames,
+            "episodes": self.episodes,
+            "trained_steps": self.trained_steps,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._streams = {int(life): (n, steps, frames) for life, (n, steps, frames) in state["streams"].items()}
+        self._returns = deque(state["returns"], maxlen=self._stop.episodes)
+        self._lengths = deque(state["lengths"], maxlen=self._stop.episodes)
+        for name in ("steps", "frames", "episodes", "trained_steps", "seconds"):
+            setattr(self, name, state[name])

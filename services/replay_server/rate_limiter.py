@@ -1,0 +1,138 @@
+"""How far drawing from a table may run ahead of, or behind, inserting into it. Knows counts; no arrays, no clock.
+
+With p / q = samples_per_insert in lowest terms and f = ⌊q · error_buffer⌋, everything is a condition on one integer,
+
+    y = p · (inserts - min_size) - q · samples,
+
+which an insert of n raises by p·n and a draw of n lowers by q·n. An insert is allowed while inserts < min_size, or if
+it leaves y ≤ f; a draw is allowed once inserts ≥ min_size, if it leaves y ≥ -f.
+
+**When nothing can deadlock.** Let inserts be of 1 to L transitions and draws of 1 to M. Claim: a reachable state blocks
+both sides for some sizes if and only if 2f ≤ pL + qM - 2; so the smallest error buffer that works is ⌊(pL + qM)/2⌋ / q.
+
+An insert of L and a draw of M are both blocked exactly for y in D = [f - pL + 1, qM - f - 1], and smaller ones are
+blocked only where these are. D is empty if and only if 2f ≥ pL + qM - 1, and then no state blocks both, however y came
+about: the overshoot of the insert that crosses min_size needs no case of its own.
+If D is not empty, start at y = 0 (inserts of 1 up to min_size) and move in ones, +p or -q, within W = [-f, f].
+- If W has fewer than p + q integers, the walk gets stuck: going on for ever it would close a loop, and as p and q have
+  no common divisor a loop visits p + q different integers. Where it is stuck, even sizes of one are blocked both ways.
+- Otherwise in any p + q neighbouring integers of W the moves are the rotation by p modulo p + q, which visits them all;
+  so all of W is reachable. D meets W: D lies neither above W, as pL ≥ 1, nor below it, as qM ≥ 1.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from common.errors import ConfigError
+
+
+class RateLimiter:
+    """Counts transitions inserted and drawn, and holds their ratio near `samples_per_insert` (0: no coupling).
+
+    `largest_insert` and `largest_sample` bound one request. Raises ConfigError for an error buffer that would deadlock.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        min_size: int,
+        samples_per_insert: float,
+        error_buffer: float,
+        *,
+        largest_insert: int,
+        largest_sample: int,
+    ) -> None:
+        self.inserts = 0
+        self.samples = 0
+        self._min_size = min_size
+        self._key = f"replay.tables.{table}"
+        self._largest_insert = largest_insert
+        self._largest_sample = largest_sample
+        # Through their decimal form: 0.1 means a tenth here, and sums of tenths are exact.
+        ratio = Fraction(_finite(f"{self._key}.samples_per_insert", samples_per_insert))
+        self._p, self._q = ratio.numerator, ratio.denominator
+        self._f = math.floor(self._q * Fraction(_finite(f"{self._key}.error_buffer", error_buffer)))
+        if self.coupled:
+            self._refuse_deadlock(error_buffer)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether inserts and draws wait for each other, beyond min_size."""
+        return self._p > 0
+
+    def may_insert(self, n: int) -> bool:
+        return not self.coupled or self.inserts < self._min_size or self._y() + self._p * n <= self._f
+
+    def may_sample(self, n: int) -> bool:
+        enough = self.inserts >= self._min_size
+        return enough and (not self.coupled or self._y() - self._q * n >= -self._f)
+
+    def inserted(self, n: int) -> None:
+        """Counts a granted insert of `n` transitions."""
+        self.inserts += n
+
+    def sampled(self, n: int) -> None:
+        """Counts a granted draw of `n` transitions."""
+        self.samples += n
+
+    def state(self) -> dict[str, int]:
+        """Gives the counts, for metrics and checkpoints."""
+        return {"inserts": self.inserts, "samples": self.samples}
+
+    def check_insert(self, n: int) -> None:
+        """Raises ConfigError for an insert larger than the error buffer was checked for."""
+        if self.coupled and n > self._largest_insert:
+            raise ConfigError(
+                f"an unroll of {n} steps comes to a table whose {self._key}.error_buffer was checked for at most "
+                f"{self._largest_insert}: it could deadlock",
+                "give replay-server the same rollout.unroll and env.envs as every env-server",
+            )
+
+    def check_sample(self, n: int) -> None:
+        """Raises ConfigError for a draw larger than the error buffer was checked for."""
+        if self.coupled and n > self._largest_sample:
+            raise ConfigError(
+                f"{n} transitions are asked of a table whose {self._key}.error_buffer was checked for at most "
+                f"{self._largest_sample}: it could deadlock",
+                "give replay-server the same learner.batch as the learner",
+            )
+
+    def why_insert_waits(self) -> str:
+        return f"{self._counts()} is as far as draws may fall behind"
+
+    def why_sample_waits(self) -> str:
+        if self.inserts < self._min_size:
+            return f"{self.inserts} of min_size={self._min_size} transitions"
+        return f"{self._counts()} is as far as draws may run ahead"
+
+    def _counts(self) -> str:
+        ratio, buffer = self._p / self._q, self._f / self._q
+        return (
+            f"{self.samples} drawn of {self.inserts} transitions "
+            f"(samples_per_insert={ratio:g}, error_buffer={buffer:g}, min_size={self._min_size})"
+        )
+
+    def _y(self) -> int:
+        return self._p * (self.inserts - self._min_size) - self._q * self.samples
+
+    def _refuse_deadlock(self, error_buffer: float) -> None:
+        smallest = Fraction((self._p * self._largest_insert + self._q * self._largest_sample) // 2, self._q)
+        if Fraction(self._f, self._q) >= smallest:
+            return
+        # The nearest float can lie below the fraction, and what the message names must work.
+        works = float(smallest)
+        while Fraction(repr(works)) < smallest:
+            works = math.nextafter(works, math.inf)
+        raise ConfigError(
+            f"{self._key}.error_buffer={error_buffer:g} would deadlock as soon as an insert of {self._largest_insert} "
+            f"transitions and a draw of {self._largest_sample} each have to wait for the other",
+            f"set it to at least {works!r}, or {self._key}.samples_per_insert to 0 for no limit",
+        )
+
+
+def _finite(key: str, value: float) -> str:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not a finite number", "samples_per_insert 0 means no limit")
+    return repr(float(value))

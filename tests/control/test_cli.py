@@ -1,0 +1,95 @@
+"""The command line as a user meets it: real processes, exit codes and words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.config import CONFIGS
+
+ROOT = CONFIGS.parent
+
+
+def headrace(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.control.cli", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def refused(*argv: str) -> list[str]:
+    """What a command that fails with exit code 2 says on stderr."""
+    done = headrace(*argv)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_a_wrong_key_is_named_with_its_value_and_the_nearest_key() -> None:
+    said = refused("train", "configs/cartpole_ppo.yaml", "learner.lrr=3")
+    assert said == ["error: unknown key learner.lrr=3", "remedy: did you mean learner.lr?"]
+
+
+def test_a_wrong_value_is_named() -> None:
+    error, remedy = refused("train", "configs/cartpole_ppo.yaml", "env.servers=none")
+    assert error.startswith("error: env.servers='none': ")
+    assert remedy == "remedy: see docs/configuration.md for env.servers"
+
+
+def test_a_config_file_that_does_not_exist_is_named_with_the_nearest() -> None:
+    said = refused("train", "configs/cartpole_pppo.yaml")
+    assert said == [
+        "error: no config file configs/cartpole_pppo.yaml",
+        "remedy: did you mean configs/cartpole_ppo.yaml?",
+    ]
+
+
+def test_a_config_file_and_a_preset_exclude_each_other() -> None:
+    assert refused("train", "configs/cartpole_ppo.yaml", "--algo", "ppo")[0].startswith(
+        "error: configs/cartpole_ppo.yaml"
+    )
+
+
+def test_an_unknown_algorithm_is_named_with_the_nearest() -> None:
+    said = refused("train", "--algo", "pppo", "--env", "CartPole-v1")
+    assert said == ["error: --algo pppo: there is no preset", "remedy: did you mean ppo?"]
+
+
+def test_resume_wants_a_run(tmp_path: Path) -> None:
+    assert refused("train", "--resume", str(tmp_path))[0] == f"error: --resume {tmp_path}: there is no config.yaml"
+
+
+def test_check_refuses_an_environment_that_is_not_there() -> None:
+    said = refused("check", "CartPole-v99")
+    assert said == ["error: env.id='CartPole-v99' is not registered", "remedy: did you mean CartPole-v1?"]
+
+
+def test_check_shows_spec_speed_and_preset() -> None:
+    done = headrace("check", "CartPole-v1")
+    assert done.returncode == 0
+    for part in ("CartPole-v1 will run", "obs: float32[4]", "discrete 2", "its own implementation", "vector: headrace"):
+        assert part in done.stdout, part
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "plot", "check"])
+def test_help_teaches_with_examples(command: str) -> None:
+    done = headrace(command, "--help")
+    assert done.returncode == 0
+    assert f"headrace {command} " in done.stdout
+
+
+def test_services_explain_themselves() -> None:
+    done = headrace("env-server", "--help")
+    assert done.returncode == 0
+    assert "--announce" in done.stdout
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    program = (
+        "import sys, services.control.cli, services.control.train, services.control.compose\n"
+        "print(sorted({'torch', 'matplotlib', 'gymnasium', 'numpy', 'rich.live'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

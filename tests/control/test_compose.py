@@ -1,0 +1,75 @@
+"""From a config to processes with addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config import Config, load
+from common.errors import ConfigError
+from services.control.compose import local_plan, make_run_dir, overlay_of, place
+
+
+def test_local_plan_gives_each_service_a_process_and_an_ipc_address(tmp_path: Path) -> None:
+    config = load(None, ["env.servers=2", "inference.servers=2", "learner.threads=2"], {})
+    plan = local_plan(config, tmp_path / "run", tmp_path)
+    assert [process.name for process in plan.processes] == [
+        "learner",
+        "inference-0",
+        "inference-1",
+        "env-0",
+        "env-1",
+        "replay-0",
+    ]
+    assert [process.threads for process in plan.processes] == [2, 1, 1, 1, 1, 1]
+    assert plan.processes[4].argv == (
+        *("-m", "services.env_server", "--config", str(tmp_path / "config.yaml"), "--index", "1"),
+        *("--run-dir", str(tmp_path / "run"), "--announce", str(tmp_path / "env-1.url")),
+    )
+    net = load(tmp_path / "config.yaml", (), {}).net
+    assert net.act == (f"ipc://{tmp_path}/act-0", f"ipc://{tmp_path}/act-1")
+    assert net.experience == (f"ipc://{tmp_path}/experience",)
+    assert net.weights == f"ipc://{tmp_path}/weights"
+
+
+def test_addresses_that_the_user_chose_stay() -> None:
+    config = load(None, ["net.weights=tcp://127.0.0.1:6000"], {})
+    placed = place(config, lambda name: f"inproc://{name}")
+    assert placed.net.weights == "tcp://127.0.0.1:6000"
+    assert placed.net.act == ("inproc://act-0",)
+
+
+def test_too_few_addresses_for_the_inference_servers_are_refused() -> None:
+    config = load(None, ["net.act=[tcp://127.0.0.1:6000]", "inference.servers=2"], {})
+    with pytest.raises(ConfigError, match=r"net\.act names 1 addresses for inference\.servers=2"):
+        place(config, str)
+
+
+def test_a_fixed_metrics_port_counts_up_over_the_processes(tmp_path: Path) -> None:
+    plan = local_plan(load(None, ["metrics.port=9100"], {}), tmp_path, tmp_path)
+    assert [process.argv[-1] for process in plan.processes] == [f"metrics.port={9100 + i}" for i in range(4)]
+
+
+def test_run_dir_saves_the_config_and_refuses_a_taken_name(tmp_path: Path) -> None:
+    config = load(None, [f"run.dir={tmp_path}", "run.name=mine", "learner.lr=0.5"], {})
+    run_dir = make_run_dir(config)
+    assert run_dir == tmp_path / "mine"
+    assert load(run_dir / "config.yaml", (), {}) == config
+    with pytest.raises(ConfigError, match=r"run\.name='mine'"):
+        make_run_dir(config)
+
+
+def test_runs_without_a_name_never_share_a_directory(tmp_path: Path) -> None:
+    config = load(None, [f"run.dir={tmp_path}", "env.id=ALE/Pong-v5"], {})
+    runs = {make_run_dir(config) for _ in range(3)}
+    assert len(runs) == 3
+    assert all(run.name.startswith("ppo-Pong-v5-") for run in runs)
+
+
+def test_overlay_names_what_differs_and_nothing_else() -> None:
+    config = load(None, ["learner.lr=0.5", "algorithm.clip=0.1"], {})
+    overlay = overlay_of(config, Config())
+    assert overlay == {"learner": {"lr": 0.5}, "algorithm": {"clip": 0.1}}
+    assert yaml.safe_load(yaml.safe_dump(overlay)) == overlay

@@ -1,0 +1,57 @@
+"""Learning curves as PNG files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from common.config import load
+from common.errors import ConfigError
+from services.control.plot import plot_runs, read_curve
+
+PROGRESS = """seconds,steps,frames,updates,trained_steps,episodes,episode_return,episode_length,policy_lag,policy_loss
+1.0,1000,1000,1,1000,0,,,0,0.1
+2.0,2000,2000,2,2000,9,22.5,22.5,0,0.1
+3.0,4000,4000,4,4000,20,60.0,60.0,0,0.1
+4.0,60
+"""
+
+
+def make_run(path: Path) -> Path:
+    path.mkdir()
+    (path / "progress.csv").write_text(PROGRESS)
+    (path / "config.yaml").write_text(load(None, ["stop.episode_return=475"], {}).to_yaml())
+    return path
+
+
+def size(png: Path) -> tuple[int, int]:
+    head = png.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:])
+    return width, height
+
+
+def test_curve_leaves_out_rows_without_episodes_and_half_rows(tmp_path: Path) -> None:
+    curve = read_curve(make_run(tmp_path / "run"))
+    assert (curve.steps, curve.seconds, curve.returns) == ([2000.0, 4000.0], [2.0, 3.0], [22.5, 60.0])
+    assert curve.goal == 475.0
+    assert curve.name == "ppo on CartPole-v1 (run)"
+
+
+def test_one_run_gets_a_curve_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert plot_runs([run]) == run / "curve.png"
+    assert size(run / "curve.png") == (1300, 572)
+
+
+def test_several_runs_share_one_picture(tmp_path: Path) -> None:
+    out = tmp_path / "both.png"
+    assert plot_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b")], out) == out
+    assert size(out) == (1300, 572)
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no progress\.csv"):
+        plot_runs([tmp_path])

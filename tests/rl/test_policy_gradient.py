@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+
+from common.rl.ops import policy_gradient as losses
+
+
+def test_the_clip_binds_only_where_moving_further_would_pay() -> None:
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1])
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    # 1.2, -1.5, 0.5, -0.8, 2.2
+    assert losses.clipped_surrogate(ratio, advantage, 0.2, None).item() == pytest.approx(-1.6 / 5)
+
+
+def test_a_clipped_step_has_no_gradient() -> None:
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5], requires_grad=True)
+    loss = losses.clipped_surrogate(ratio, torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, None)
+    (gradient,) = torch.autograd.grad(loss, ratio)
+    assert gradient.tolist() == [0.0, 0.25, -0.25, 0.0]
+
+
+def test_masked_steps_do_not_count_even_when_they_are_not_finite() -> None:
+    x = torch.tensor([1.0, math.nan, 3.0])
+    mask = torch.tensor([True, False, True])
+    assert losses.masked_mean(x, mask).item() == 2.0
+    assert losses.value_loss(x, torch.zeros(3), mask).item() == 5.0
+    assert losses.standardized(x, mask)[[0, 2]].tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_standardized_has_mean_zero_and_std_one() -> None:
+    assert losses.standardized(torch.tensor([2.0, 4.0]), None).tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_policy_gradient_is_minus_the_weighted_mean() -> None:
+    assert losses.policy_gradient(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 3.0]), None).item() == 3.5
+
+
+def test_value_losses_on_literals() -> None:
+    value, old, target = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0])
+    assert losses.value_loss(value, target, None).item() == 2.5
+    # the first is pulled back to 1.5: (1.5 - 3)^2 = 2.25
+    assert losses.clipped_value_loss(value, old, target, 0.5, None).item() == pytest.approx((2.25 + 4.0) / 2)
+
+
+def test_diagnostics_on_literals() -> None:
+    log_ratio = torch.tensor([0.0, math.log(2.0)])
+    assert losses.approximate_kl(log_ratio).item() == pytest.approx((1.0 - math.log(2.0)) / 2)
+    assert losses.clip_fraction(log_ratio, 0.2).item() == 0.5
+    target = torch.tensor([0.0, 2.0, 9.0])
+    mask = torch.tensor([True, True, False])
+    assert losses.explained_variance(torch.tensor([0.0, 1.0, 0.0]), target, mask).item() == 0.75
+    assert losses.explained_variance(target, target, None).item() == 1.0
