@@ -127,7 +127,7 @@ def encode(message: Message, envelope: Envelope) -> list[Any]:
 def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
     """Gives the message in `frames` (zmq frames or bytes) and its envelope; arrays are read-only views of the frames.
 
-    Raises ProtocolError for anything that `encode` cannot have made; allocates nothing of a size the header only claims.
+    Raises ProtocolError for anything that `encode` cannot have made; allocates nothing of a size only claimed.
     """
     try:
         header = memoryview(frames[0])
@@ -159,7 +159,7 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
         arrays[name] = array
     if len(arrays) != len(specs):
         raise ProtocolError(f"{kind.__name__} names an array twice")
-    return kind(*fields, arrays), envelope
+    return kind(*fields, arrays), envelope  # type: ignore[call-arg]
 
 
 def _array(spec: Any, frame: Any) -> tuple[str, np.ndarray]:

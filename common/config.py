@@ -156,6 +156,12 @@ class Config(Section):
                         f"{key} names table {name!r}, which replay.tables does not have",
                         f"use one of {sorted(tables)} or add it to replay.tables",
                     )
+        for name, table in tables.items():
+            if table.samples_per_insert and name != self.learner.table:
+                raise ConfigError(
+                    f"replay.tables.{name}.samples_per_insert={table.samples_per_insert} would deadlock: nobody draws",
+                    f"set it to 0, or learner.table to {name}",
+                )
         table = tables[self.learner.table]
         if table.kind == "fifo":
             self._check_fifo_batch(table)
@@ -188,7 +194,7 @@ def load(
     overrides: Iterable[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Config:
-    """Gives the Config of defaults, `overlay`, variables and `key=value` overrides; raises ConfigError naming the key."""
+    """Gives the Config of defaults, `overlay`, variables and `key=value` overrides; a ConfigError names the key."""
     tree = _read(CONFIGS / "defaults.yaml")
     if overlay is not None:
         merge(tree, _read(Path(overlay)))

@@ -57,7 +57,7 @@ class Actions:
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """One unroll of a stream for each of `tables`; `steps` and `frames` are the stream's totals, this unroll included."""
+    """One unroll of a stream for each of `tables`; `steps` and `frames` are the stream's totals, this one included."""
 
     tables: tuple[str, ...]
     slot: str

@@ -25,6 +25,7 @@ from common.config import Config, service_arguments
 from common.errors import ConfigError, Finished, HeadraceError
 from common.messages import PROTOCOL, Hello
 from common.metrics import ServiceMetrics
+from common.transport import Client
 from common.types import new_life
 
 log = logging.getLogger("headrace.service")
@@ -101,6 +102,19 @@ def make_context(
     metrics.start.set_to_current_time()
     name = name or (role if role == "learner" else f"{role}-{index}")
     return Context(config, role, name, index, restarts, run_dir, registry, metrics)
+
+
+def connect(context: Context, address: str, role: str, *, max_in_flight: int, hello: Hello | None = None) -> Client:
+    """Gives a Client of the server of `role` at `address`, which tells /healthz whom it waits for."""
+    return Client(
+        address,
+        f"{role}-server",
+        hello or context.hello(),
+        net=context.config.net,
+        metrics=context.metrics,
+        max_in_flight=max_in_flight,
+        waiting=context.health.waiting(role),
+    )
 
 
 def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,13 @@ WAIT_EVERY_S = 2.0
 TICK_S = 0.25
 MAX_CLIENTS = 4096
 _BURST = 64
+_OPTIONS = {
+    zmq.LINGER: 1000,
+    zmq.CONNECT_TIMEOUT: 5000,
+    zmq.HEARTBEAT_IVL: 10_000,
+    # Long: a large frame on a slow link must not look like a dead peer. A process that dies is seen by its disconnect.
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+}
 _IPC_PATH_BYTES = 100
 
 
@@ -69,17 +76,16 @@ class _Socket:
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._connected = connected
-        self._zmq: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-        self._zmq.linger = 1000
-        self._zmq.connect_timeout = 5000
-        self._zmq.heartbeat_ivl = 10_000
-        self._zmq.heartbeat_timeout = 30_000
-        if kind == zmq.ROUTER:
-            self._zmq.router_mandatory = True
-        else:
-            # Without a connection a send fails at once instead of queueing for a peer that may never come.
-            self._zmq.immediate = True
-        self._monitor = self._zmq.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._zmq: zmq.Socket[Any] = zmq.Context.instance().socket(kind)
+        for option, value in _OPTIONS.items():
+            self._zmq.setsockopt(option, value)
+        # A ROUTER says when a peer is gone; a DEALER without a connection fails to send at once, instead of queueing
+        # for a peer that may never come.
+        self._zmq.setsockopt(zmq.ROUTER_MANDATORY if kind == zmq.ROUTER else zmq.IMMEDIATE, 1)
+        self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._fds = [int(end.getsockopt(zmq.FD)) for end in (self._zmq, self._monitor)]
         self._draining = False
         self._closed = False
 
@@ -89,14 +95,16 @@ class _Socket:
                 self._zmq.bind(address)
             else:
                 # On one machine asking often is cheap; across a network the interval doubles up to 2 s.
-                self._zmq.reconnect_ivl, self._zmq.reconnect_ivl_max = (100, 2000) if "tcp:" in address else (30, 0)
+                first, last = (100, 2000) if address.startswith("tcp:") else (30, 0)
+                self._zmq.setsockopt(zmq.RECONNECT_IVL, first)
+                self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
                 self._zmq.connect(address)
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"cannot {'bind' if bind else 'connect'} {address}: {error}", "choose another address"
             ) from error
-        self._loop.add_reader(self._zmq.fd, self._drain)
-        self._loop.add_reader(self._monitor.fd, self._drain_monitor)
+        self._loop.add_reader(self._fds[0], self._drain)
+        self._loop.add_reader(self._fds[1], self._drain_monitor)
         self._loop.call_soon(self._drain)
         self._loop.call_soon(self._drain_monitor)
 
@@ -107,15 +115,15 @@ class _Socket:
         except zmq.ZMQError:
             return False
         # The fd is edge-triggered and sending may have consumed the edge of a message that came meanwhile.
-        if not self._draining and self._zmq.events & zmq.POLLIN:
+        if not self._draining and int(self._zmq.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
         return True
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._loop.remove_reader(self._zmq.fd)
-            self._loop.remove_reader(self._monitor.fd)
+            for fd in self._fds:
+                self._loop.remove_reader(fd)
             self._zmq.disable_monitor()
             self._monitor.close(0)
             self._zmq.close()

@@ -105,7 +105,8 @@ class DiagNormal:
         self._shape = shape
 
     def sample(self, u: Tensor) -> Tensor:
-        return (self._mean + self._std * torch.special.ndtri(u)).reshape(*self._mean.shape[:-1], *self._shape)
+        z: Tensor = torch.special.ndtri(u)
+        return (self._mean + self._std * z).reshape(*self._mean.shape[:-1], *self._shape)
 
     def mode(self) -> Tensor:
         return self._mean.reshape(*self._mean.shape[:-1], *self._shape)

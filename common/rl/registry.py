@@ -1,10 +1,14 @@
-"""The names of the algorithms; each is imported only when it is asked for."""
+"""The names of the algorithms; each, and torch with it, is imported only when it is asked for."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from common.errors import ConfigError
-from common.rl.algorithms.base import Algorithm
 from common.rl.settings import load_attribute, nearest
+
+if TYPE_CHECKING:
+    from common.rl.algorithms.base import Algorithm
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "a2c": ("common.rl.algorithms.a2c:A2C", "advantage actor-critic, one synchronous step per batch"),

@@ -120,6 +120,8 @@ def evaluate(
 
       headrace evaluate runs/ppo-CartPole-v1-0102-150405 --episodes 20 --video --checkpoint best
     """
+    # pygame looks for a screen even where it only draws into an array, and complains of a machine that has none.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     from services.control.evaluate import evaluate_run
 
     evaluate_run(run, episodes=episodes, video=video, seed=seed, checkpoint=checkpoint)

@@ -16,9 +16,10 @@ import torch
 
 from common.config import Config, load
 from common.errors import ConfigError
-from common.rl.policy import Policy, build_policy, unpack_weights
+from common.rl.policy import Policy
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import Backend, make_backend
+from services.learner_server.checkpoint import find, load_policy
 
 MAX_ENVS = 32
 FRAMES_PER_SECOND = 30
@@ -105,27 +106,6 @@ def quotas(episodes: int) -> np.ndarray:
     return np.full(n, episodes // n) + (np.arange(n) < episodes % n)
 
 
-def load_policy(run: Path, config: Config, checkpoint: str) -> tuple[Policy, EnvSpec, str]:
-    """Gives the policy of a run's checkpoint ("latest", "best" or its name), its environment's spec and its name."""
-    from services.learner_server.checkpoint import read_policy
-
-    checkpoints = run / "checkpoints"
-    pointer = checkpoints / checkpoint
-    try:
-        name = pointer.read_text().strip() if pointer.is_file() else checkpoint
-        if not (checkpoints / name).is_dir():
-            raise FileNotFoundError(name)
-    except OSError:
-        there = sorted(path.name for path in checkpoints.glob("[0-9]*"))
-        has = f"it has latest, best, {', '.join(there)}" if there else "train first; it has none yet"
-        raise ConfigError(f"--checkpoint {checkpoint}: {run} has no such checkpoint", has) from None
-    spec, weights = read_policy(checkpoints / name)
-    policy = build_policy(config.network, spec, config.run.seed)
-    unpack_weights(policy, weights)
-    policy.eval()
-    return policy, spec, name
-
-
 def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint: str) -> None:
     """Evaluates a run, prints the result and writes RUN/evaluation.json, with `video` RUN/video.mp4 too."""
     from rich.console import Console
@@ -136,23 +116,25 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     # The run's own settings alone: variables of this shell have nothing to do with it.
     config = load(run / "config.yaml", (), {})
     torch.set_num_threads(1)
-    policy, spec, name = load_policy(run, config, checkpoint)
+    path = find(run, checkpoint)
+    policy, spec = load_policy(path, config)
+    policy.eval()
     quota = quotas(episodes)
     console = Console()
     backend = make_backend(config.env, len(quota))
     _same_spec(spec, backend.spec)
     columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("episodes", total=episodes)
             evaluation = play(Player(policy, backend, seed), quota, lambda: progress.advance(task))
     finally:
         backend.close()
     report = evaluation.report()
-    (run / "evaluation.json").write_text(json.dumps({"checkpoint": name, "seed": seed} | report, indent=2) + "\n")
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint": path.name, "seed": seed} | report, indent=2) + "\n")
     console.print(
         f"[bold]return {report['mean']:.1f} ± {report['std']:.1f}[/]  min {report['min']:.1f}  max {report['max']:.1f}"
-        f"  over {episodes} episodes of {report['mean_length']:.1f} steps  [dim](checkpoint {name})[/]",
+        f"  over {episodes} episodes of {report['mean_length']:.1f} steps  [dim](checkpoint {path.name})[/]",
         highlight=False,
     )
     console.print(f"wrote {run / 'evaluation.json'}", highlight=False, soft_wrap=True)

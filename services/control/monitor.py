@@ -89,11 +89,15 @@ def http_source(plan: Plan) -> Source:
 
 
 class Monitor:
-    """Polls `source` for each process of `board`; `snapshot` gives the newest picture, `poll_forever` keeps it new."""
+    """Polls `source` for each process of `board`; `snapshot` gives the newest picture, `poll_forever` keeps it new.
 
-    def __init__(self, board: Board, source: Source) -> None:
+    `goal` is the mean return that ends the job, None where only limits do.
+    """
+
+    def __init__(self, board: Board, source: Source, goal: float | None = None) -> None:
         self._board = board
         self._source = source
+        self._goal = goal
         self._started = time.monotonic()
         self._readings: dict[str, Reading] = {}
         self._learner = Reading()
@@ -138,7 +142,7 @@ class Monitor:
             episode_return=learner.get("headrace_learner_episode_return") if episodes else None,
             episode_length=learner.get("headrace_learner_episode_length_steps") if episodes else None,
             policy_lag=learner.get("headrace_learner_policy_lag_max_versions"),
-            progress=min(1.0, max(0.0, learner.get("headrace_learner_progress_ratio", 0.0))),
+            progress=self._points[-1][1]["progress"],
             eta_s=self._eta(),
             queues=tuple((word, depth) for word, name in QUEUES.items() if (depth := self._sum(name)) is not None),
             bottleneck=self._bottleneck(),
@@ -154,18 +158,18 @@ class Monitor:
                 "headrace_learner_env_steps",
                 "headrace_learner_env_frames",
                 "headrace_learner_trained_steps_total",
-                "headrace_learner_progress_ratio",
             )
             if (value := total(self._learner.samples, name)) is not None
         }
         point |= {name: value for name in WORK.values() if (value := self._sum(name)) is not None}
-        self._points.append((now, point))
-        while now - self._points[0][0] > ETA_WINDOW_S:
-            self._points.popleft()
         if self._learner.samples.get("headrace_learner_episodes_total"):
             self._returns.append(self._learner.samples.get("headrace_learner_episode_return", 0.0))
             if len(self._returns) > HISTORY:
                 self._returns = self._returns[::2]
+        point["progress"] = self._progress()
+        self._points.append((now, point))
+        while now - self._points[0][0] > ETA_WINDOW_S:
+            self._points.popleft()
 
     def _sum(self, name: str) -> float | None:
         return sum_of(self._readings.values(), name)
@@ -179,9 +183,15 @@ class Monitor:
         # A process that started again counts from nothing, which is no negative speed.
         return max(0.0, (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
 
+    def _progress(self) -> float:
+        """Gives how much of the job is done, 0 to 1: of its nearest limit, or of the way from its first return."""
+        done = self._learner.samples.get("headrace_learner_progress_ratio", 0.0)
+        if self._goal is not None and self._returns and self._returns[0] < self._goal:
+            done = max(done, (self._returns[-1] - self._returns[0]) / (self._goal - self._returns[0]))
+        return min(1.0, max(0.0, done))
+
     def _eta(self) -> float | None:
-        progress = self._learner.samples.get("headrace_learner_progress_ratio", 0.0)
-        rate = self._rate("headrace_learner_progress_ratio", ETA_WINDOW_S)
+        progress, rate = self._points[-1][1]["progress"], self._rate("progress", ETA_WINDOW_S)
         return (1.0 - progress) / rate if rate and 0.02 < progress < 1.0 else None
 
     def _bottleneck(self) -> str:

@@ -80,7 +80,7 @@ async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, sour
     from services.control.display import make_view
 
     console = Console()
-    monitor = Monitor(board, source)
+    monitor = Monitor(board, source, config.stop.episode_return)
     polling = asyncio.create_task(monitor.poll_forever())
     view = make_view(config, run_dir, console)
     try:

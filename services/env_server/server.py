@@ -14,7 +14,7 @@ import numpy as np
 
 from common.messages import Act, Actions, Insert, Inserted
 from common.metrics import EnvMetrics
-from common.service import Context, until_stopped
+from common.service import Context, connect, until_stopped
 from common.transport import Client
 from common.types import Arrays, PolicySpec, new_life
 from services.env_server.backends import Backend, Finals, make_backend
@@ -116,13 +116,9 @@ async def run(context: Context) -> None:
         for number in range(config.env.groups)
     ]
     hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
-    addresses = config.net.act
-    shared = {"net": config.net, "metrics": context.metrics, "max_in_flight": len(groups)}
-    waiting = context.health.waiting
-    inference = Client(
-        addresses[context.index % len(addresses)], "inference-server", hello, waiting=waiting("inference"), **shared
-    )
-    replay = Client(config.net.experience[0], "replay-server", hello, waiting=waiting("replay"), **shared)
+    act = config.net.act[context.index % len(config.net.act)]
+    inference = connect(context, act, "inference", max_in_flight=len(groups), hello=hello)
+    replay = connect(context, config.net.experience[0], "replay", max_in_flight=len(groups), hello=hello)
     pool = ThreadPoolExecutor(len(groups), thread_name_prefix="simulator")
 
     async def collect() -> None:

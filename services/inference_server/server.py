@@ -13,7 +13,7 @@ import torch
 from common.errors import Finished, ProtocolError
 from common.messages import PROTOCOL, Act, Actions, GetWeights, Hello, NotModified, Weights, Welcome
 from common.metrics import InferenceMetrics
-from common.service import Context, until_stopped
+from common.service import Context, connect, until_stopped
 from common.transport import Client, Server, Ticket
 from common.types import EnvSpec, version_updates
 from services.inference_server.batcher import Batcher
@@ -147,15 +147,7 @@ async def run(context: Context) -> None:
     config = context.config
     torch.set_num_threads(config.inference.threads)
     inference = InferenceServer(context, config.net.act[context.index % len(config.net.act)])
-    learner = Client(
-        config.net.weights,
-        "learner-server",
-        context.hello(),
-        net=config.net,
-        metrics=context.metrics,
-        max_in_flight=1,
-        waiting=context.health.waiting("learner"),
-    )
+    learner = connect(context, config.net.weights, "learner", max_in_flight=1)
     try:
         await until_stopped(context, [inference.follow(learner), inference.infer_forever()])
     except Finished as finished:

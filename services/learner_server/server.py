@@ -27,7 +27,7 @@ from common.messages import (
 )
 from common.metrics import LearnerMetrics
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.service import Context
+from common.service import Context, connect
 from common.transport import Client, Server, Ticket
 from common.types import EnvSpec, make_version
 from services.learner_server.checkpoint import Checkpoints
@@ -274,15 +274,7 @@ async def run(context: Context) -> None:
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     weights = WeightsServer(context)
-    replay = Client(
-        config.net.experience[0],
-        "replay-server",
-        context.hello(),
-        net=config.net,
-        metrics=context.metrics,
-        max_in_flight=2,
-        waiting=context.health.waiting("replay"),
-    )
+    replay = connect(context, config.net.experience[0], "replay", max_in_flight=2)
     try:
         await Learner(context, run_dir, weights, replay).train()
     except JobFinished:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import ProtocolError
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
 
@@ -39,7 +40,7 @@ class _Group:
 
 
 class FifoTable:
-    """Unrolls in order of arrival, at most `capacity` of them; a group later than `group_deadline_s` is gone without."""
+    """Unrolls in order of arrival, at most `capacity` of them; a group later than `group_deadline_s` is left out."""
 
     def __init__(self, capacity: int, max_policy_lag: int, group_deadline_s: float) -> None:
         self._capacity = capacity
@@ -52,7 +53,9 @@ class FifoTable:
         self._groups: dict[str, _Group] = {}
         self._answers: list[Answer] = []
         self._ready_since: float | None = None
-        self._polled: float | None = None
+        self._polled = 0.0
+        self._held: tuple[str, ...] = ()
+        self._unroll = 0
         self.blocked_seconds = {"insert": 0.0, "sample": 0.0}
         self.inserts = self.samples = self.discarded = 0
 
@@ -76,6 +79,16 @@ class FifoTable:
         """Says that a group is there, before its first unroll; a new life of a slot takes the old one's place."""
         self._groups[slot] = _Group(life)
 
+    def check(self, unroll: Unroll) -> None:
+        """Raises ProtocolError if the unroll's length is not the table's, which its first unroll set."""
+        steps = len(unroll.arrays["reward"])
+        self._unroll = self._unroll or steps
+        if steps != self._unroll:
+            raise ProtocolError(
+                f"{unroll.slot} sends unrolls of {steps} steps, the table holds unrolls of {self._unroll}",
+                "set the same rollout.unroll for all env-servers",
+            )
+
     def insert(self, unroll: Unroll, token: Any) -> bool:
         """Takes an unroll; False says that it is not stored yet, for want of room."""
         item = _Item(unroll, token, int(unroll.arrays["versions"].min()))
@@ -86,7 +99,7 @@ class FifoTable:
         return True
 
     def sample(self, n: int, version: int, token: Any) -> None:
-        """Asks for `n` unrolls for `version` to train on (at lag 0: one of each live group); acknowledges the last ones."""
+        """Asks for `n` unrolls (at lag 0: one of each live group) for `version` to train on; acknowledges the last."""
         if self.synchronous:
             self._answers += [Stored(item.token, version) for item in self._kept]
         self._kept = []
@@ -110,7 +123,9 @@ class FifoTable:
 
     def poll(self, now: float) -> list[Answer]:
         """Gives the answers due at `now` (seconds on any clock)."""
-        self._account(now)
+        for side in self._held:
+            self.blocked_seconds[side] += now - self._polled
+        self._polled = now
         if self._wanted is not None:
             self._discard_stale(self._wanted.version)
             taken, missing = self._take_synchronous(now) if self.synchronous else (self._take(self._wanted.n), ())
@@ -121,6 +136,7 @@ class FifoTable:
                 self._wanted = None
         while self._parked and len(self._queue) < self._capacity:
             self._store(self._parked.popleft())
+        self._held = tuple(side for side, held in (("sample", self._wanted), ("insert", self._parked)) if held)
         answers, self._answers = self._answers, []
         return answers
 
@@ -181,11 +197,3 @@ class FifoTable:
     def _late(self) -> list[str]:
         here = {item.unroll.slot for item in self._queue if item.unroll.life == self._groups[item.unroll.slot].life}
         return sorted(slot for slot, group in self._groups.items() if group.live and slot not in here)
-
-    def _account(self, now: float) -> None:
-        passed = 0.0 if self._polled is None else now - self._polled
-        self._polled = now
-        if self._wanted is not None:
-            self.blocked_seconds["sample"] += passed
-        if self._parked:
-            self.blocked_seconds["insert"] += passed

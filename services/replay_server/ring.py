@@ -89,11 +89,7 @@ class RingTable:
         return self._limiter.samples
 
     def insert(self, unroll: Unroll, token: Any) -> bool:
-        """Takes an unroll and gives False: it is stored when `poll` answers Stored.
-
-        Raises ProtocolError if its arrays are unlike the first unroll's, ConfigError if it is too large for the table.
-        """
-        self._check(unroll)
+        """Takes an unroll that `check` let through and gives False: it is stored when `poll` answers Stored."""
         self._parked.append((unroll, token))
         return False
 
@@ -171,7 +167,8 @@ class RingTable:
             self._columns = Columns(slots, self._unroll, arrays)
         return self._columns
 
-    def _check(self, unroll: Unroll) -> None:
+    def check(self, unroll: Unroll) -> None:
+        """Raises ProtocolError if its arrays are unlike the first unroll's, ConfigError if it is too large."""
         steps, columns = unroll.arrays["reward"].shape
         index = unroll.arrays.get("final_index", ())
         if steps != self._unroll:

@@ -142,6 +142,8 @@ class ReplayServer:
             raise ProtocolError("an Insert for no table", "name at least one in rollout.tables")
         check_unroll(insert.arrays, self._spec)
         unroll = Unroll(insert.slot, insert.life, insert.number, insert.first_env, insert.arrays)
+        for _, table in tables:
+            table.check(unroll)
         pending = _Pending(ticket, insert, len(tables))
         for name, table in tables:
             if table.insert(unroll, pending):

@@ -60,12 +60,12 @@ def check_unroll(arrays: Arrays, spec: EnvSpec) -> None:
     _expect(arrays, "reward_before", "<f4", (envs,))
     for name in ("terminated", "truncated", "valid"):
         _expect(arrays, name, "|b1", (steps, envs))
-    episodes = len(arrays["episode_returns"]) if np.ndim(arrays.get("episode_returns")) == 1 else -1
+    episodes = arrays.get("episode_returns", np.zeros(0)).size
     _expect(arrays, "episode_returns", "<f4", (episodes,))
     _expect(arrays, "episode_lengths", "<i4", (episodes,))
     finals = arrays.get("final_index", np.zeros(0, np.int32))
     _expect({"final_index": finals}, "final_index", "<i4", (finals.size,))
-    if finals.size and not (0 <= finals.min() and finals.max() < steps * envs):
+    if finals.size and not (finals.min() >= 0 and finals.max() < steps * envs):
         raise ProtocolError(f"final_index outside 0 to {steps * envs - 1}")
     for observation in spec.observations:
         name, dtype, shape = observation.name, observation.dtype, observation.shape

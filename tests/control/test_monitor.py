@@ -14,12 +14,12 @@ HEALTHY = {"ready": True, "waiting_for": None, "waiting_s": 0.0, "notice": None}
 class Job:
     """A job whose services say what the test puts into `says`."""
 
-    def __init__(self) -> None:
+    def __init__(self, goal: float | None = None) -> None:
         self.board = Board()
         for name, role in (("learner", "learner"), ("env-0", "env"), ("env-1", "env")):
             self.board.processes[name] = ProcessState(name, role, "running", 100, life=1)
         self.says: dict[str, Reading | None] = {}
-        self.monitor = Monitor(self.board, self.read)
+        self.monitor = Monitor(self.board, self.read, goal)
 
     async def read(self, state: ProcessState) -> Reading | None:
         return self.says.get(state.name)
@@ -101,3 +101,12 @@ async def test_the_busiest_role_is_the_bottleneck_per_process(monkeypatch: pytes
             job.says[name] = Reading({"headrace_env_step_seconds_sum": 0.5 * seconds}, HEALTHY)
         await job.learner(update_seconds_sum=0.6 * seconds)
     assert job.monitor.snapshot.bottleneck == "learner"
+
+
+async def test_progress_is_that_of_the_nearest_end() -> None:
+    job = Job(goal=475.0)
+    progress = []
+    for mean, ratio in ((25.0, 0.01), (250.0, 0.1), (250.0, 0.7), (10.0, 0.0), (500.0, 0.8)):
+        await job.learner(episode_return=mean, episodes_total=1.0, progress_ratio=ratio)
+        progress.append(job.monitor.snapshot.progress)
+    assert progress == [0.01, 0.5, 0.7, 0.0, 1.0]

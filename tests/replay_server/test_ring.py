@@ -115,6 +115,20 @@ def test_steps_that_are_not_valid_are_never_drawn() -> None:
     assert table.size == table.inserts == 2
 
 
+def test_a_last_observation_of_a_step_that_is_not_valid_is_not_kept() -> None:
+    table = make(capacity=4)
+    put(table, 1, arrays_of(1))
+    skipped = with_final(with_final(arrays_of(21), 0, 0, 70.0), 1, 0, 80.0)
+    skipped["valid"][:] = False
+    put(table, 2, skipped)
+    assert sorted(transitions(draw(table, 200)).items()) == [
+        (1.0, (2.0, 101, 0.5, False, False)),
+        (2.0, (3.0, 102, 1.0, False, False)),
+        (11.0, (12.0, 111, 5.5, False, False)),
+        (12.0, (13.0, 112, 6.0, False, False)),
+    ]
+
+
 def test_a_column_without_a_valid_step_takes_no_slot() -> None:
     table = make(capacity=4)
     put(table, 1, arrays_of(1))

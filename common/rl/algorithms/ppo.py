@@ -199,7 +199,7 @@ class PPO:
         norm = self._optimizer.step(loss, lr)
         moved = log_ratio.detach()
         row = torch.stack([policy_loss.detach(), value_loss.detach(), entropy.detach(), norm])
-        return row, moved if mask is None else moved[mask]
+        return row, moved.flatten() if mask is None else moved[mask]
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the optimiser, the generator's state and the return statistics."""
