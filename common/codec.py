@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ from common.messages import KINDS, Message
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_ARRAYS = 4096
-# Each nested list costs the sender a few bytes and us a list of this length: keep a hostile header cheap.
 MAX_LIST = 4096
 MAX_TEXT = 1 << 16
 MAX_DIMENSIONS = 16
@@ -56,7 +56,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_mapping(value: Any) -> bool:
-    return type(value) is dict
+    return type(value) is dict and all(type(key) is str for key in value)
 
 
 def _is_texts(value: Any) -> bool:
@@ -65,12 +65,12 @@ def _is_texts(value: Any) -> bool:
 
 def _is_streams(value: Any) -> bool:
     return type(value) is list and all(
-        type(item) is list and len(item) == 2 and type(item[0]) is str and type(item[1]) is int for item in value
+        type(item) is list and len(item) == 2 and type(item[0]) is str and _is_int(item[1]) for item in value
     )
 
 
 def _is_scalars(value: Any) -> bool:
-    return type(value) is dict and all(_is_float(item) for item in value.values())
+    return _is_mapping(value) and all(_is_float(item) for item in value.values())
 
 
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any] | None]] = {
@@ -105,7 +105,7 @@ _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 def contiguous(array: np.ndarray) -> np.ndarray:
     """Gives `array` itself, or a C-contiguous little-endian copy: the one place where sending may copy."""
     if not array.flags.c_contiguous or array.dtype.str not in DTYPES:
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
         if array.dtype.str not in DTYPES:
             raise TypeError(f"arrays of dtype {array.dtype} cannot be sent")
     return array
@@ -133,20 +133,18 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
         header = memoryview(frames[0])
         if header.nbytes > MAX_HEADER_BYTES:
             raise ProtocolError(f"a header of {header.nbytes} bytes")
-        number, n, sender, receiver, ack, fields, specs = msgpack.unpackb(
-            header, max_array_len=MAX_LIST, max_map_len=MAX_LIST, max_str_len=MAX_TEXT, max_ext_len=0
-        )
-    except (ValueError, TypeError, IndexError, RecursionError, OverflowError) as error:
-        raise ProtocolError(f"not a message header: {error!r:.100}") from None
+        number, n, sender, receiver, ack, fields, specs = _unpack(header)
+    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a message header: {error!s:.100}") from None
     envelope = Envelope(n, sender, receiver, ack)
     if not (type(number) is int and 0 <= number < len(KINDS) and all(map(_is_int, envelope))):
-        raise ProtocolError(f"not a message header: kind {number!r:.20}")
+        raise ProtocolError(f"not a message header: kind {_show(number)}")
     kind, names, checks, has_arrays = _LAYOUTS[number]
     if type(fields) is not list or len(fields) != len(names):
         raise ProtocolError(f"{kind.__name__} with other fields than {', '.join(names)}")
     for i, (check, convert) in enumerate(checks):
         if not check(fields[i]):
-            raise ProtocolError(f"{kind.__name__}.{names[i]} is {fields[i]!r:.50}")
+            raise ProtocolError(f"{kind.__name__}.{names[i]} is {_show(fields[i])}")
         if convert is not None:
             fields[i] = convert(fields[i])
     if type(specs) is not list or len(specs) != len(frames) - 1 or (specs and not has_arrays):
@@ -162,21 +160,42 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
     return kind(*fields, arrays), envelope  # type: ignore[call-arg]
 
 
+def _unpack(header: memoryview) -> Any:
+    # A list takes its claimed length before its items are read: see first, without making any, that they are there.
+    scan = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, read_size=64)
+    scan.feed(header)
+    scan.skip()
+    return msgpack.unpackb(
+        header, max_array_len=MAX_LIST, max_map_len=MAX_LIST, max_str_len=MAX_TEXT, max_ext_len=0, ext_hook=_refuse
+    )
+
+
+def _refuse(code: int, _data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _show(value: Any) -> str:
+    """Writes any decoded value, however large or deep, in a few words."""
+    return f"{reprlib.repr(value):.100}"
+
+
 def _array(spec: Any, frame: Any) -> tuple[str, np.ndarray]:
     """Gives the name and the read-only view that one declared array and its frame make."""
     try:
         name, dtype_name, shape = spec
         dtype = DTYPES[dtype_name]
         buffer = memoryview(frame)
-        if not _is_text(name) or len(shape) > MAX_DIMENSIONS or any(type(d) is not int or d < 0 for d in shape):
+        if not _is_text(name) or type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+            raise ValueError
+        if any(type(d) is not int or d < 0 for d in shape):
             raise ValueError
         if math.prod(shape) * dtype.itemsize != buffer.nbytes:
             raise ProtocolError(
-                f"array {name!r:.50} declares {dtype_name} {shape}, its frame has {buffer.nbytes} bytes"
+                f"array {_show(name)} declares {dtype_name} {shape}, its frame has {buffer.nbytes} bytes"
             )
         array: np.ndarray = np.ndarray(shape, dtype, buffer)
     except (ValueError, TypeError, KeyError) as error:
-        raise ProtocolError(f"not an array declaration: {spec!r:.100}") from error
+        raise ProtocolError(f"not an array declaration: {_show(spec)}") from error
     array.flags.writeable = False
     return name, array
 

@@ -85,7 +85,7 @@ class _Socket:
         self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
-        self._fds = [int(end.getsockopt(zmq.FD)) for end in (self._zmq, self._monitor)]
+        self._fds = (int(self._zmq.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD)))
         self._draining = False
         self._closed = False
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-Phase = Literal["starting", "running", "restarting", "ended"]
+Phase = Literal["starting", "running", "stopping", "restarting", "ended"]
 
 
 @dataclass(slots=True)

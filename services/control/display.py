@@ -51,6 +51,7 @@ class LiveView:
         self._run_dir = run_dir
         self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._shown: Snapshot | None = None
         self._live.start()
 
     def notice(self, text: str) -> None:
@@ -59,7 +60,9 @@ class LiveView:
         self._console.print(line)
 
     def update(self, snapshot: Snapshot) -> None:
-        self._live.update(panel(self._config, self._run_dir, snapshot), refresh=True)
+        if snapshot is not self._shown:
+            self._shown = snapshot
+            self._live.update(panel(self._config, self._run_dir, snapshot), refresh=True)
 
     def close(self) -> None:
         with suppress(OSError):  # a terminal that is gone ends no job

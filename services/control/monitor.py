@@ -6,6 +6,7 @@ Knows what the metrics mean together (rates, the goal, the bottleneck); how they
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ ETA_WINDOW_S = 30.0
 SLOW_S = 1.0  # waiting for less than this is not news
 HISTORY = 512
 BUSY_SHARE = 0.4
+_ADDRESS = re.compile(r" at \w+://[^\s:]+(:\d+)?")
 
 # What each role spends its time on; the busiest per process is what the job waits for.
 WORK = {
@@ -77,7 +79,7 @@ def http_source(plan: Plan) -> Source:
     announce: dict[str, Path] = {process.name: process.announce for process in plan.processes}
 
     async def source(state: ProcessState) -> Reading | None:
-        if state.phase != "running":
+        if state.phase not in ("running", "stopping"):
             return None
         try:
             url = announce[state.name].read_text()
@@ -104,6 +106,7 @@ class Monitor:
         self._points: deque[tuple[float, dict[str, float]]] = deque()
         self._returns: list[float] = []
         self._notices: dict[str, object] = {}
+        self._answered: dict[str, int] = {}
         self.snapshot = Snapshot()
 
     async def poll_forever(self) -> None:
@@ -206,19 +209,24 @@ class Monitor:
 
     def _row(self, state: ProcessState) -> ProcessRow:
         reading = self._readings.get(state.name)
-        text, good = _describe(state, reading.health if reading else {})
+        if reading is not None:
+            self._answered[state.name] = state.life
+        answered = self._answered.get(state.name) == state.life
+        text, good = _describe(state, reading.health if reading else {}, answered)
         return ProcessRow(state.name, state.pid, text, good, state.restarts)
 
 
-def _describe(state: ProcessState, health: Mapping[str, object]) -> tuple[str, bool]:
-    """Gives a process's state in words, and whether all is well with it."""
+def _describe(state: ProcessState, health: Mapping[str, object], answered: bool) -> tuple[str, bool]:
+    """Gives a process's state in words, and whether all is well with it; `answered`: this life of it did before."""
     if state.phase == "restarting":
         return "died, restarting", False
     if state.phase != "running":
         return state.phase, True
     if not health:
-        return "starting", True
+        return ("no answer", False) if answered else ("starting", True)
     waiting_s = float(str(health.get("waiting_s") or 0.0))
     if health.get("waiting_for") and (waiting_s >= SLOW_S or not health.get("ready")):
-        return f"waiting {waiting_s:.0f} s for {health['waiting_for']}", False
+        # The address says nothing here that the peer's name does not, and it is long.
+        whom = _ADDRESS.sub("", str(health["waiting_for"])).removeprefix("waits for ")
+        return f"waiting {waiting_s:.0f} s for {whom}", False
     return ("ready", True) if health.get("ready") else ("starting", True)

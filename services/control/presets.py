@@ -50,7 +50,7 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     if not path.exists():
         raise ConfigError(f"--algo {algo} --env {env_id}: no preset {path.name}", "write a config file")
     config = load(path, [f"env.id={env_id}", *preset_overrides(spec), *overrides])
-    return config, yaml.safe_dump(overlay_of(config, load(None, (), {})), sort_keys=False)
+    return config, yaml.safe_dump(overlay_of(config, load(None, (), {})), sort_keys=False, default_flow_style=None)
 
 
 def _images(spec: EnvSpec) -> list[ArraySpec]:

@@ -71,14 +71,32 @@ async def test_return_is_unknown_until_an_episode_has_ended() -> None:
 
 async def test_states_say_who_waits_for_whom_and_who_died() -> None:
     job = Job()
-    job.says["learner"] = Reading({}, HEALTHY | {"waiting_for": "replay at ipc://x", "waiting_s": 12.4})
+    job.says["learner"] = Reading(
+        {}, HEALTHY | {"waiting_for": "waits for the replay-server at ipc:///tmp/x: no room", "waiting_s": 12.4}
+    )
     job.says["env-0"] = Reading({}, HEALTHY | {"waiting_for": "actions", "waiting_s": 0.2})
     job.board.processes["env-1"].phase = "restarting"
     await job.monitor.poll()
     assert states(job) == {
-        "learner": ("waiting 12 s for replay at ipc://x", False),
+        "learner": ("waiting 12 s for the replay-server: no room", False),
         "env-0": ("ready", True),
         "env-1": ("died, restarting", False),
+    }
+
+
+async def test_silence_is_told_from_starting_and_from_stopping() -> None:
+    job = Job()
+    for name in job.board.processes:
+        job.says[name] = Reading({}, HEALTHY)
+    await job.monitor.poll()
+    job.says.clear()
+    job.board.processes["env-0"].life = 2
+    job.board.processes["env-1"].phase = "stopping"
+    await job.monitor.poll()
+    assert states(job) == {
+        "learner": ("no answer", False),
+        "env-0": ("starting", True),
+        "env-1": ("stopping", True),
     }
 
 

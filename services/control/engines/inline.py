@@ -77,9 +77,10 @@ class InlineEngine:
         if self._stopping.is_set():
             self._contexts["learner"].stopping.set()
             await asyncio.wait([learner], timeout=DRAIN_S)
-        else:
-            await asyncio.wait(others, timeout=self._config.net.linger_s)
-        for context in self._contexts.values():
+        # Nobody here needs to be told over a socket that the job is done.
+        for name, context in self._contexts.items():
+            if self._board.processes[name].phase == "running":
+                self._board.processes[name].phase = "stopping"
             context.stopping.set()
         await asyncio.wait(others, timeout=GRACE_S)
         for task in tasks.values():

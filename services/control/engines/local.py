@@ -81,6 +81,8 @@ class LocalEngine:
             await self._terminate(["learner"], keepers, DRAIN_S)
         else:
             self._stopping.set()
+            for name in others:
+                self._mark_stopping(name)
             await _wait(others, keepers, self._plan.config.net.linger_s)
         await self._terminate(others, keepers, GRACE_S)
         await stopping
@@ -196,11 +198,17 @@ class LocalEngine:
     ) -> None:
         """Ends the named processes: SIGTERM, and SIGKILL for those that are still there after `patience_s`."""
         for name in names:
+            self._mark_stopping(name)
             self._signal(name, signal.SIGTERM)
         for name in await _wait(names, keepers, patience_s):
             self._board.say(f"{name} did not end within {patience_s:.0f} s and was killed")
             self._signal(name, signal.SIGKILL)
         await _wait(names, keepers, GRACE_S)
+
+    def _mark_stopping(self, name: str) -> None:
+        state = self._board.processes[name]
+        if state.phase == "running":
+            state.phase = "stopping"
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         child = self._children.get(name)

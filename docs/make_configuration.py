@@ -1,0 +1,207 @@
+"""Writes docs/configuration.md from the models that validate a config: `python docs/make_configuration.py`.
+
+Owns the page's prose and, until a model says it itself, the meaning of a `network` or `algorithm` key. A key without a
+meaning is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from common.config import CheckpointConfig, Config, TableConfig
+from common.rl.networks import BUILT_IN, NetworkConfig
+from common.rl.registry import ALGORITHMS
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+INTRO = """\
+# Configuration
+
+<!-- Written by docs/make_configuration.py from the models. Do not edit by hand. -->
+
+A job is one frozen config. It is made from these, the weakest first:
+
+1. `configs/defaults.yaml`
+2. the config file on the command line, an overlay of YAML
+3. environment variables: `HEADRACE_LEARNER__LR=3e-4` sets `learner.lr`. Two underscores are a dot, and letters become small.
+4. `key=value` on the command line: `learner.lr=3e-4`. The value is YAML, so `network.hidden=[128,128]` is a list.
+
+Mappings merge, everything else replaces. A key that does not exist, or a value out of bounds, ends the command at once
+with exit code 2; the error names the key, the value and the nearest valid key.
+
+`headrace train` writes the whole config to `config.yaml` in the run's directory. That file is what `--resume`, `evaluate`
+and `plot` read.
+"""
+
+RULES = """\
+## Rules between keys
+
+- Each name in `rollout.tables`, and `learner.table`, must be a key of `replay.tables`.
+- A `fifo` table with `replay.max_policy_lag` 0 wants `learner.batch` 0: a batch is one unroll of each live group.
+- A `fifo` table with `replay.max_policy_lag` above 0 wants `learner.batch` between 1 and the table's `capacity`.
+- A `uniform` table wants `learner.batch` between 1 and the table's `capacity`.
+- A `uniform` table with `samples_per_insert` refuses an `error_buffer` so small that inserts and draws could wait for
+  each other for ever. The error names the smallest value that works.
+- tcp off the loopback is refused unless `net.security=plain`.
+- `ipc://` paths may have 100 bytes at most.
+- All processes of one job need the same `env`, `rollout`, `replay` and `network` sections.
+"""
+
+SECTIONS = {
+    "run": "The run and its directory.",
+    "env": "The environment, and how many of it.",
+    "rollout": "How experience is cut into unrolls.",
+    "inference": "The forward pass.",
+    "replay": "The tables between env-servers and learner.",
+    "replay.tables.<name>": "One table. The name is yours; the default job has one, `experience`.",
+    "learner": "The update and what surrounds it.",
+    "learner.checkpoint": "When checkpoints are written and how many are kept.",
+    "stop": "When the job is done: at the first of these that holds.",
+    "net": (
+        "Addresses and patience. `headrace train` puts `ipc://` sockets in place of the default addresses; "
+        "addresses of your own stay. A service binds the address that its clients connect to."
+    ),
+    "metrics": "The HTTP port of each service.",
+    "network": (
+        "The policy's network. Inference-server and learner read this section; the others pass over it. "
+        f"Built-in names: {', '.join(f'`{name}`' for name in BUILT_IN)}; or `package.module:attr`, "
+        "see [extending](extending.md)."
+    ),
+}
+
+ALGORITHM = (
+    "Only the learner reads this section. `algorithm.name` decides which keys it takes; it is a name below, or "
+    "`package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`."
+)
+
+# Keys whose models say nothing of them.
+MEANINGS = {
+    "replay.tables": "the tables by name",
+    "learner.checkpoint": "see below",
+    "network.name": "a built-in network, or `package.module:attr`",
+    "network.hidden": "widths of the MLP's layers",
+    "network.activation": "of the MLP's layers",
+    "network.lstm": "hidden size of the LSTM after the encoders; 0: none",
+    "network.shared": "actor and critic share their encoders; always so with an LSTM",
+    "network.normalize_observations": "by running mean and std; images are only scaled to 0..1",
+    "network.log_std_init": "Box actions: log of the first standard deviation",
+    "algorithm.name": "the algorithm",
+    "algorithm.discount": "γ",
+    "algorithm.lam": "λ of the generalised advantages; 1: discounted returns less the value",
+    "algorithm.clip": "ε of the clipped ratio",
+    "algorithm.clip_schedule": "linear: ε falls to 0 at the end of the job",
+    "algorithm.epochs": "passes over each batch",
+    "algorithm.minibatches": "minibatches per pass",
+    "algorithm.value_weight": "weight of the mean squared value error",
+    "algorithm.value_clip": "how far a value may move in one update; null: no limit",
+    "algorithm.entropy": "weight of the entropy bonus",
+    "algorithm.normalize_advantages": "to mean 0 and std 1",
+    "algorithm.normalize_returns": "divide rewards by the running std of discounted returns",
+    "algorithm.target_kl": "the update ends after the first pass whose mean KL exceeds this; null: never",
+}
+
+
+class Row(NamedTuple):
+    """One key as the page shows it."""
+
+    key: str
+    type: str
+    default: str
+    bounds: str
+    meaning: str
+
+
+def rows(model: type[BaseModel], section: str) -> list[Row]:
+    """Gives the rows of one section; raises KeyError for a key of which neither model nor MEANINGS says anything."""
+    return [_row(f"{section}.{name}", info) for name, info in model.model_fields.items()]
+
+
+def page() -> str:
+    """Gives the whole page."""
+    parts = [INTRO]
+    for name, info in Config.model_fields.items():
+        if name not in ("network", "algorithm"):
+            assert isinstance(info.annotation, type)
+            parts.append(_section(name, info.annotation))
+        if name == "replay":
+            parts.append(_section("replay.tables.<name>", TableConfig))
+        if name == "learner":
+            parts.append(_section("learner.checkpoint", CheckpointConfig))
+    parts.append(_section("network", NetworkConfig))
+    parts.append(f"## algorithm\n\n{ALGORITHM}\n")
+    parts += [f"### {name}\n\n{line[0].upper()}{line[1:]}.\n\n{_table(model)}" for name, line, model in _algorithms()]
+    parts.append(RULES)
+    return "\n".join(parts)
+
+
+def _algorithms() -> Iterator[tuple[str, str, list[Row]]]:
+    for name, (path, line) in ALGORITHMS.items():
+        module, _, attribute = path.partition(":")
+        yield name, line, rows(getattr(import_module(module), f"{attribute}Config"), "algorithm")
+
+
+def _section(name: str, model: type[BaseModel]) -> str:
+    return f"## {name}\n\n{SECTIONS[name]}\n\n{_table(rows(model, name))}"
+
+
+def _table(found: list[Row]) -> str:
+    lines = ["| key | type | default | bounds | meaning |", "|---|---|---|---|---|"]
+    for row in found:
+        cells = (f"`{row.key}`", row.type, f"`{row.default}`" if row.default else "", row.bounds, row.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(key: str, info: FieldInfo) -> Row:
+    default = info.get_default(call_default_factory=True)
+    meaning = info.description or MEANINGS[key]
+    return Row(key, _type(info.annotation), _show(default), _bounds(info.metadata), meaning)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, BaseModel) or (isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values())):
+        return ""
+    return json.dumps(value)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return " or ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if choice is type(None) else _type(choice) for choice in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "mapping"
+    return {int: "int", float: "float", str: "text", bool: "bool", typing.Any: "any"}[annotation]
+
+
+def _bounds(metadata: list[Any]) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found = []
+    for bound in metadata:
+        for name, sign in signs.items():
+            if hasattr(bound, name):
+                found.append(f"{sign} {getattr(bound, name)}")
+        if isinstance(bound, annotated_types.MinLen):
+            found.append(f"at least {bound.min_length} entry")
+        if isinstance(bound, annotated_types.MaxLen):
+            found.append(f"at most {bound.max_length} entry")
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,23 @@
+"""Environments for job tests: CartPole with a step that takes real time, so that a job lasts as long as its faults."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium
+
+STEP_S = 1e-4
+
+
+class Paced(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Takes at least STEP_S per step."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        time.sleep(STEP_S)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, bool(terminated), bool(truncated), info
+
+
+def cartpole() -> gymnasium.Env[Any, Any]:
+    return Paced(gymnasium.make("CartPole-v1"))
