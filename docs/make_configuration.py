@@ -33,14 +33,14 @@ A job is one frozen config. It is made from these, the weakest first:
 
 1. `configs/defaults.yaml`
 2. the config file on the command line, an overlay of YAML
-3. environment variables: `HEADRACE_LEARNER__LR=3e-4` sets `learner.lr`. Two underscores are a dot, and letters become small.
+3. environment variables: `HEADRACE_LEARNER__LR=3e-4` sets `learner.lr`. Two underscores are a dot; case is ignored.
 4. `key=value` on the command line: `learner.lr=3e-4`. The value is YAML, so `network.hidden=[128,128]` is a list.
 
 Mappings merge, everything else replaces. A key that does not exist, or a value out of bounds, ends the command at once
 with exit code 2; the error names the key, the value and the nearest valid key.
 
-`headrace train` writes the whole config to `config.yaml` in the run's directory. That file is what `--resume`, `evaluate`
-and `plot` read.
+`headrace train` writes the whole config to `config.yaml` in the run's directory. That file is what `--resume`,
+`evaluate` and `plot` read.
 """
 
 RULES = """\
@@ -54,9 +54,10 @@ RULES = """\
   each other for ever. The error names the smallest value that works.
 - tcp off the loopback is refused unless `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
-- All processes of one job need the same `env`, `rollout`, `replay` and `network` sections.
+- Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
 """
 
+# What opens each section of the page.
 SECTIONS = {
     "run": "The run and its directory.",
     "env": "The environment, and how many of it.",
@@ -96,7 +97,7 @@ MEANINGS = {
     "network.normalize_observations": "by running mean and std; images are only scaled to 0..1",
     "network.log_std_init": "Box actions: log of the first standard deviation",
     "algorithm.name": "the algorithm",
-    "algorithm.discount": "γ",
+    "algorithm.discount": "what a reward is worth one step later",
     "algorithm.lam": "λ of the generalised advantages; 1: discounted returns less the value",
     "algorithm.clip": "ε of the clipped ratio",
     "algorithm.clip_schedule": "linear: ε falls to 0 at the end of the job",
@@ -138,8 +139,8 @@ def page() -> str:
         if name == "learner":
             parts.append(_section("learner.checkpoint", CheckpointConfig))
     parts.append(_section("network", NetworkConfig))
-    parts.append(f"## algorithm\n\n{ALGORITHM}\n")
-    parts += [f"### {name}\n\n{line[0].upper()}{line[1:]}.\n\n{_table(model)}" for name, line, model in _algorithms()]
+    parts.append(f"## `algorithm`\n\n{ALGORITHM}\n")
+    parts += [f"### `{name}`\n\n{line[0].upper()}{line[1:]}.\n\n{_table(model)}" for name, line, model in _algorithms()]
     parts.append(RULES)
     return "\n".join(parts)
 
@@ -151,7 +152,7 @@ def _algorithms() -> Iterator[tuple[str, str, list[Row]]]:
 
 
 def _section(name: str, model: type[BaseModel]) -> str:
-    return f"## {name}\n\n{SECTIONS[name]}\n\n{_table(rows(model, name))}"
+    return f"## `{name}`\n\n{SECTIONS[name]}\n\n{_table(rows(model, name))}"
 
 
 def _table(found: list[Row]) -> str:
@@ -169,9 +170,8 @@ def _row(key: str, info: FieldInfo) -> Row:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, BaseModel) or (isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values())):
-        return ""
-    return json.dumps(value)
+    parts = value.values() if isinstance(value, dict) else (value,)
+    return "" if any(isinstance(part, BaseModel) for part in parts) else json.dumps(value)
 
 
 def _type(annotation: Any) -> str:
@@ -197,9 +197,9 @@ def _bounds(metadata: list[Any]) -> str:
             if hasattr(bound, name):
                 found.append(f"{sign} {getattr(bound, name)}")
         if isinstance(bound, annotated_types.MinLen):
-            found.append(f"at least {bound.min_length} entry")
+            found.append(f"entries ≥ {bound.min_length}")
         if isinstance(bound, annotated_types.MaxLen):
-            found.append(f"at most {bound.max_length} entry")
+            found.append(f"entries ≤ {bound.max_length}")
     return ", ".join(found)
 
 

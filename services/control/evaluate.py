@@ -152,7 +152,7 @@ def write_video(policy: Policy, config: Config, path: Path, seed: int) -> int:
     backend = make_backend(config.env, 1, render_mode="rgb_array")
     try:
         player = Player(policy, backend, seed)
-        picture = backend.render()
+        picture = _picture(backend)
         if picture is None:
             raise ConfigError(f"--video: env.id={config.env.id!r} draws no pictures", "leave --video out")
         steps = 0
@@ -164,10 +164,17 @@ def write_video(policy: Policy, config: Config, path: Path, seed: int) -> int:
                 steps += 1
                 if player.ended[0]:
                     break
-                picture = backend.render()
+                picture = _picture(backend)
     finally:
         backend.close()
     return steps
+
+
+def _picture(backend: Backend) -> np.ndarray | None:
+    try:
+        return backend.render()
+    except NotImplementedError:  # gymnasium.Env's own word for drawing nothing
+        return None
 
 
 def _same_spec(trained: EnvSpec, here: EnvSpec) -> None:

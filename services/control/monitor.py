@@ -23,6 +23,7 @@ POLL_S = 0.5
 RATE_WINDOW_S = 5.0
 ETA_WINDOW_S = 30.0
 SLOW_S = 1.0  # waiting for less than this is not news
+SILENT_S = 2.0  # a busy machine may miss a poll or two
 HISTORY = 512
 BUSY_SHARE = 0.4
 _ADDRESS = re.compile(r" at \w+://[^\s:]+(:\d+)?")
@@ -106,7 +107,7 @@ class Monitor:
         self._points: deque[tuple[float, dict[str, float]]] = deque()
         self._returns: list[float] = []
         self._notices: dict[str, object] = {}
-        self._answered: dict[str, int] = {}
+        self._heard: dict[str, tuple[int, float, Reading]] = {}
         self.snapshot = Snapshot()
 
     async def poll_forever(self) -> None:
@@ -150,7 +151,7 @@ class Monitor:
             queues=tuple((word, depth) for word, name in QUEUES.items() if (depth := self._sum(name)) is not None),
             bottleneck=self._bottleneck(),
             returns=tuple(self._returns),
-            processes=tuple(self._row(state) for state in self._board.processes.values()),
+            processes=tuple(self._row(state, now) for state in self._board.processes.values()),
         )
 
     def _note(self, now: float) -> None:
@@ -207,23 +208,25 @@ class Monitor:
         role = max(shares, key=lambda name: shares[name])
         return role if shares[role] >= BUSY_SHARE else ""
 
-    def _row(self, state: ProcessState) -> ProcessRow:
+    def _row(self, state: ProcessState, now: float) -> ProcessRow:
         reading = self._readings.get(state.name)
         if reading is not None:
-            self._answered[state.name] = state.life
-        answered = self._answered.get(state.name) == state.life
-        text, good = _describe(state, reading.health if reading else {}, answered)
+            self._heard[state.name] = (state.life, now, reading)
+        life, at, last = self._heard.get(state.name, (0, 0.0, Reading()))
+        text, good = _describe(state, last.health if life == state.life else {}, now - at)
         return ProcessRow(state.name, state.pid, text, good, state.restarts)
 
 
-def _describe(state: ProcessState, health: Mapping[str, object], answered: bool) -> tuple[str, bool]:
-    """Gives a process's state in words, and whether all is well with it; `answered`: this life of it did before."""
+def _describe(state: ProcessState, health: Mapping[str, object], silent_s: float) -> tuple[str, bool]:
+    """Gives a process's state in words, and whether all is well; `health` is what this life of it said last."""
     if state.phase == "restarting":
         return "died, restarting", False
     if state.phase != "running":
         return state.phase, True
     if not health:
-        return ("no answer", False) if answered else ("starting", True)
+        return "starting", True
+    if silent_s >= SILENT_S:
+        return f"no answer for {silent_s:.0f} s", False
     waiting_s = float(str(health.get("waiting_s") or 0.0))
     if health.get("waiting_for") and (waiting_s >= SLOW_S or not health.get("ready")):
         # The address says nothing here that the peer's name does not, and it is long.

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -95,8 +96,9 @@ async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, sour
         _show(view, board, _final(monitor.snapshot, ended))
         view.close()
     code = job.result()
-    for text in summary(run_dir, ended, time.monotonic() - began, engine.interrupted):
-        console.print(text, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # the terminal may be gone by now
+        for text in summary(run_dir, ended, time.monotonic() - began, engine.interrupted):
+            console.print(text, highlight=False, soft_wrap=True)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -24,7 +25,7 @@ def count(value: float | None) -> str:
 
 def number(value: float | None) -> str:
     """Writes a return: as many decimals as its size deserves."""
-    if value is None:
+    if value is None or math.isnan(value):
         return UNKNOWN
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 

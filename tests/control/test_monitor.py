@@ -84,8 +84,10 @@ async def test_states_say_who_waits_for_whom_and_who_died() -> None:
     }
 
 
-async def test_silence_is_told_from_starting_and_from_stopping() -> None:
+async def test_silence_is_told_from_starting_and_from_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job()
+    clock = [1000.0]
+    monkeypatch.setattr("services.control.monitor.time.monotonic", lambda: clock[0])
     for name in job.board.processes:
         job.says[name] = Reading({}, HEALTHY)
     await job.monitor.poll()
@@ -93,8 +95,11 @@ async def test_silence_is_told_from_starting_and_from_stopping() -> None:
     job.board.processes["env-0"].life = 2
     job.board.processes["env-1"].phase = "stopping"
     await job.monitor.poll()
+    assert states(job)["learner"] == ("ready", True)
+    clock[0] += 3.0
+    await job.monitor.poll()
     assert states(job) == {
-        "learner": ("no answer", False),
+        "learner": ("no answer for 3 s", False),
         "env-0": ("starting", True),
         "env-1": ("stopping", True),
     }

@@ -1,0 +1,115 @@
+"""Fresh episodes with a given policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import EnvConfig, load
+from common.errors import ConfigError
+from common.rl.policy import build_policy
+from services.control.evaluate import Evaluation, Player, play, quotas, write_video
+from services.env_server.backends import make_backend
+
+COUNTDOWN = """
+import itertools
+import gymnasium
+import numpy as np
+
+made = itertools.count(1)
+
+
+class Countdown(gymnasium.Env):
+    '''The nth one made ends its episodes after n steps, each worth 1.'''
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        self.length = next(made)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = self.length
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.ones(2, np.float32), 1.0, self.left == 0, False, {}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def player(env_id: str, num_envs: int, seed: int = 5, **network: object) -> Player:
+    backend = make_backend(EnvConfig(id=env_id), num_envs)
+    policy = build_policy({"name": "mlp", "hidden": [8], **network}, backend.spec, 1)
+    return Player(policy, backend, seed)
+
+
+def test_quotas_share_the_episodes_out() -> None:
+    assert quotas(7).tolist() == [1] * 7
+    assert quotas(70).tolist() == [3] * 6 + [2] * 26
+
+
+def test_long_episodes_count_as_often_as_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "countdown_env.py").write_text(COUNTDOWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ended: list[int] = []
+    evaluation = play(player("countdown_env:Countdown", 3), np.array([2, 2, 2]), lambda: ended.append(1))
+    assert sorted(evaluation.returns.tolist()) == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    assert sorted(evaluation.lengths.tolist()) == [1, 1, 2, 2, 3, 3]
+    assert len(ended) == 6
+
+
+@pytest.mark.parametrize("lstm", [0, 4])
+def test_steps_that_only_reset_are_not_counted(lstm: int) -> None:
+    evaluation = play(player("CartPole-v1", 4, lstm=lstm), np.full(4, 3), lambda: None)
+    assert len(evaluation.returns) == 12
+    assert evaluation.returns.tolist() == evaluation.lengths.tolist()
+
+
+def test_the_same_seed_plays_the_same_episodes_and_another_does_not() -> None:
+    first, second, other = (play(player("Pendulum-v1", 2, seed), np.array([1, 1]), lambda: None) for seed in (5, 5, 6))
+    assert first.returns.tolist() == second.returns.tolist()
+    assert first.returns.tolist() != other.returns.tolist()
+
+
+def test_report_gives_mean_and_population_std() -> None:
+    report = Evaluation(np.array([1.0, 3.0]), np.array([10, 20])).report()
+    assert report == {
+        "episodes": 2,
+        "mean": 2.0,
+        "std": 1.0,
+        "min": 1.0,
+        "max": 3.0,
+        "mean_length": 15.0,
+        "returns": [1.0, 3.0],
+    }
+
+
+def test_video_is_an_mp4_of_one_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    config = load("configs/cartpole_ppo.yaml", (), {})
+    backend = make_backend(config.env, 1)
+    policy = build_policy(config.network, backend.spec, 1)
+    steps = write_video(policy, config, tmp_path / "video.mp4", 5)
+    assert steps > 5
+    assert (tmp_path / "video.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+def test_an_environment_that_draws_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blank_env.py").write_text(
+        COUNTDOWN.replace("def __init__(self)", "def __init__(self, render_mode=None)")
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = load(None, ["env.id=blank_env:Countdown"], {})
+    backend = make_backend(config.env, 1)
+    with pytest.raises(ConfigError, match="--video"):
+        write_video(build_policy({"name": "mlp"}, backend.spec, 1), config, tmp_path / "video.mp4", 5)

@@ -1,0 +1,36 @@
+"""The four services by hand over tcp, in every order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from jobs import ROLES, by_hand, write_config
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(ROLES)), ids="-".join)
+async def test_a_job_starts_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
+    act, experience, weights = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+    tree = {
+        "env": {"id": "CartPole-v1", "groups": 2, "envs": 4},
+        "rollout": {"unroll": 16},
+        "algorithm": {"name": "a2c"},
+        "stop": {"steps": 500},
+        "net": {"act": [act], "experience": [experience], "weights": weights},
+    }
+    config = write_config(tmp_path / "config.yaml", tree)
+    with by_hand(config, tmp_path / "run", order) as services:
+        for service in services.values():
+            assert await service.ended() == 0, service.text()
+        assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] >= 500
