@@ -32,6 +32,7 @@ log = logging.getLogger("headrace.transport")
 WAIT_EVERY_S = 2.0
 TICK_S = 0.25
 MAX_CLIENTS = 4096
+MAX_ERROR_TEXT = 4000
 _BURST = 64
 _OPTIONS = {
     zmq.LINGER: 1000,
@@ -52,7 +53,11 @@ def check_address(address: str, security: str) -> None:
         if len(rest.encode()) > _IPC_PATH_BYTES:
             raise ConfigError(f"the ipc path {rest} is longer than {_IPC_PATH_BYTES} bytes", "use a shorter directory")
         return
-    host = (urlsplit(address).hostname or "") if scheme == "tcp" else ""
+    try:
+        url = urlsplit(address)
+        host = url.hostname if scheme == "tcp" and url.port is not None else None
+    except ValueError:
+        host = None
     if not host:
         raise ConfigError(f"net address {address!r} is none", "use tcp://host:port, ipc:///path or inproc://name")
     if security != "plain" and not _is_loopback(host):
@@ -100,6 +105,7 @@ class _Socket:
                 self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
                 self._zmq.connect(address)
         except zmq.ZMQError as error:
+            self.close()
             raise ConfigError(
                 f"cannot {'bind' if bind else 'connect'} {address}: {error}", "choose another address"
             ) from error
@@ -140,7 +146,11 @@ class _Socket:
                     frames = self._zmq.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
                     return
-                self._receive(frames)
+                try:
+                    self._receive(frames)
+                except Exception:
+                    # The fd tells of a message once: whatever this one did, the ones behind it must be read too.
+                    log.exception("a message failed")
         finally:
             self._draining = False
         self._loop.call_soon(self._drain)
@@ -155,6 +165,11 @@ class _Socket:
                 self._connected(True)
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._connected(False)
+
+
+def _error(code: str, message: str, remedy: str) -> Error:
+    """Gives an Error that the codec carries, however much of a request its text quotes."""
+    return Error(code, message[:MAX_ERROR_TEXT], remedy[:MAX_ERROR_TEXT])
 
 
 class Ticket:
@@ -176,7 +191,7 @@ class Ticket:
 
     def fail(self, error: HeadraceError) -> None:
         """Answers with an Error."""
-        self.reply(Error(error.code, error.message, error.remedy))
+        self.reply(_error(error.code, error.message, error.remedy))
 
 
 class _Peer:
@@ -272,11 +287,8 @@ class Server:
     def _greet(self, identity: bytes, hello: Hello, envelope: Envelope) -> None:
         if hello.protocol != PROTOCOL:
             text = f"{hello.name} speaks protocol {hello.protocol}, this server speaks {PROTOCOL}"
-            self._send(
-                identity,
-                Error("protocol_version", text, "run one version everywhere"),
-                envelope._replace(sender=self.life),
-            )
+            error = _error("protocol_version", text, "run one version everywhere")
+            self._send(identity, error, envelope._replace(sender=self.life))
             return
         peer = self._peers.get(hello.life)
         if peer is None:
@@ -293,6 +305,7 @@ class Server:
             earlier = [min(self._peers, key=lambda life: self._peers[life].heard)]
         for life in earlier:
             gone = self._peers.pop(life)
+            self._metrics.parked.dec(len(gone.pending))
             gone.pending.clear()
             if self._gone is not None:
                 self._gone(gone.hello)
@@ -310,19 +323,19 @@ class Server:
             ticket.fail(error)
         except Exception as error:
             log.exception("%s from %s failed", type(message).__name__, peer.hello.name)
-            ticket.reply(
-                Error("internal", f"{type(error).__name__}: {error}", f"see the log of the server at {self.address}")
-            )
+            remedy = f"see the log of the server at {self.address}"
+            ticket.reply(_error("internal", f"{type(error).__name__}: {error}", remedy))
 
     def _reply(self, ticket: Ticket, message: Message) -> None:
         peer, n = ticket.client, ticket.n
         if peer.pending.get(n) is not ticket:
             return
+        # First, for it raises where a message cannot be encoded: the ticket then still stands for an Error.
+        frames = self._send(peer.identity, message, Envelope(n, self.life, peer.hello.life, 0))
         del peer.pending[n]
         self._metrics.parked.dec()
         if isinstance(message, Error):
             self._metrics.errors.labels(message.code).inc()
-        frames = self._send(peer.identity, message, Envelope(n, self.life, peer.hello.life, 0))
         if n:
             peer.done[n] = frames
 
@@ -420,11 +433,11 @@ class Client:
         request = self._requests[n] = _Request(message, asyncio.get_running_loop().create_future())
         request.resend_s = self._net.resend_s
         if len(self._requests) == 1:
-            self._heard = request.sent
+            self._heard, self._stalled = request.sent, False
         self._metrics.in_flight.inc()
-        if self._ready:
-            self._send(n, request)
         try:
+            if self._ready:
+                self._send(n, request)
             return await request.future
         finally:
             self._requests.pop(n, None)

@@ -94,9 +94,9 @@ class ArraySpec:
         try:
             name, dtype, shape = value
             spec = cls(str(name), np.dtype(dtype).str, tuple(int(n) for n in shape))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"not an array spec: {value!r:.100}") from error
-        if min(spec.shape, default=0) < 0 or np.dtype(spec.dtype).hasobject:
+        if min(spec.shape, default=0) < 0 or np.dtype(spec.dtype).kind not in "biuf":
             raise ProtocolError(f"array spec {spec.name!r} has dtype {spec.dtype} and shape {spec.shape}")
         return spec
 
@@ -145,7 +145,7 @@ class ActionSpec:
                 tuple(float(x) for x in value["low"]),
                 tuple(float(x) for x in value["high"]),
             )
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ProtocolError(f"not an action spec: {value!r:.100}") from error
 
 
@@ -175,7 +175,7 @@ class EnvSpec:
                 ActionSpec.from_wire(value["action"]),
                 int(value["frame_skip"]),
             )
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ProtocolError(f"not an environment spec: {value!r:.100}") from error
 
 

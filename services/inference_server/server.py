@@ -111,7 +111,11 @@ class InferenceServer:
         self._context.health.ready = True
         greetings, self._greetings = self._greetings, []
         for ticket in greetings:
-            self._greet(ticket, self._runner.env)
+            try:
+                self._greet(ticket, self._runner.env)
+            except ProtocolError as error:
+                # Here the loop that follows the learner would fail, not the one that asks.
+                ticket.fail(error)
         early, self._early = self._early, []
         for ticket in early:
             if isinstance(ticket.message, Act):

@@ -20,6 +20,7 @@ COLUMNS = (
     "episode_return",
     "episode_length",
     "policy_lag",
+    "policy_lag_max",
 )
 
 

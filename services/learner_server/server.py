@@ -94,7 +94,7 @@ class Learner:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self._best = -math.inf
         self._scalars: dict[str, float] = {}
-        self._lag = 0.0
+        self._lag = (0.0, 0)
         self._synchronous = config.replay.max_policy_lag == 0
         self._batches: asyncio.Queue[Batch] = asyncio.Queue(config.learner.prefetch)
         self._started = self._logged = self._saved = time.monotonic()
@@ -187,7 +187,7 @@ class Learner:
         tally, m = self._tally, self._metrics
         tally.trained_steps += update.steps
         tally.seconds = self._elapsed_before + time.monotonic() - self._started
-        self._scalars, self._lag = update.scalars, update.lag_mean
+        self._scalars, self._lag = update.scalars, (update.lag_mean, update.lag_max)
         m.updates.inc()
         m.trained_steps.inc(update.steps)
         m.policy_lag.observe(update.lag_mean)
@@ -213,7 +213,8 @@ class Learner:
             "episodes": tally.episodes,
             "episode_return": tally.episode_return,
             "episode_length": tally.episode_length,
-            "policy_lag": self._lag,
+            "policy_lag": self._lag[0],
+            "policy_lag_max": self._lag[1],
         }
 
     def _log(self, trainer: Trainer) -> None:

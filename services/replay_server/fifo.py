@@ -100,6 +100,8 @@ class FifoTable:
 
     def sample(self, n: int, version: int, token: Any) -> None:
         """Asks for `n` unrolls (at lag 0: one of each live group) for `version` to train on; acknowledges the last."""
+        if not self.synchronous and not 1 <= n <= self._capacity:
+            raise ProtocolError(f"a Sample of {n} unrolls", f"ask for 1 to {self._capacity}: more never fit the table")
         if self.synchronous:
             self._answers += [Stored(item.token, version) for item in self._kept]
         self._kept = []

@@ -86,16 +86,20 @@ class ReplayServer:
             case Insert() as insert:
                 self._insert(ticket, insert)
             case Sample() as sample:
-                if ticket.client.hello.life != self._learner:
-                    raise ProtocolError(f"{ticket.client.hello.name} is not the learner", "run one learner per job")
+                self._check_learner(ticket)
                 self._table(sample.table).sample(sample.n, sample.version, ticket)
                 self._poll(sample.table)
             case UpdatePriorities() as update:
                 raise ProtocolError(f"table {update.table!r} has no priorities", "send none to this table")
             case Finish() as finish:
+                self._check_learner(ticket)
                 self._finish(ticket, finish)
             case other:
                 raise ProtocolError(f"a replay-server does not answer {type(other).__name__}", "see docs/protocol.md")
+
+    def _check_learner(self, ticket: Ticket) -> None:
+        if ticket.client.hello.life != self._learner:
+            raise ProtocolError(f"{ticket.client.hello.name} is not the learner", "run one learner per job")
 
     def _greet_env(self, ticket: Ticket, hello: Hello) -> None:
         if hello.spec is None:

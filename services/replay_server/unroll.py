@@ -47,6 +47,10 @@ class Drawn:
 Answer = Stored | Drawn
 
 
+_FIXED = {"first", "action", "reward", "terminated", "truncated", "valid", "reward_before", "versions", "final_index"}
+_FIXED |= {"episode_returns", "episode_lengths"}
+
+
 def check_unroll(arrays: Arrays, spec: EnvSpec) -> None:
     """Raises ProtocolError, naming both sides, unless `arrays` are an unroll of `spec` as in common/types.py."""
     reward = arrays.get("reward")
@@ -70,8 +74,12 @@ def check_unroll(arrays: Arrays, spec: EnvSpec) -> None:
     for observation in spec.observations:
         name, dtype, shape = observation.name, observation.dtype, observation.shape
         _expect(arrays, f"observation.{name}", dtype, (steps + 1, envs, *shape))
-        if finals.size:
+        if "final_index" in arrays:
             _expect(arrays, f"final.{name}", dtype, (finals.size, *shape))
+    named = {f"{kind}.{observation.name}" for observation in spec.observations for kind in ("observation", "final")}
+    for name in arrays.keys() - named - _FIXED:
+        if not name.startswith(("extras.", "state.")):
+            raise ProtocolError(f"an unroll with {name!r:.100}, which none has", "send what common/types.py lists")
     for name, array in select("extras", arrays).items():
         _expect({name: array}, name, array.dtype.str, (steps, envs, *array.shape[2:]))
     for name, array in select("state", arrays).items():

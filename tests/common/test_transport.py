@@ -1,0 +1,558 @@
+import asyncio
+import random
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from jobs import short_dir, until
+from prometheus_client import CollectorRegistry
+from proxies import Proxy
+
+from common import transport
+from common.codec import Envelope, decode, encode
+from common.config import NetConfig
+from common.errors import ConfigError, Finished, PeerLost, ProtocolError, RemoteError
+from common.messages import PROTOCOL, Act, Actions, Error, GetWeights, Hello, Inserted, NotModified, Ok, Sample, Welcome
+from common.metrics import ServiceMetrics
+from common.transport import Client, Server, Ticket, check_address
+
+NET = NetConfig(resend_s=0.15, deadline_s=0.5, give_up_s=30.0)
+Handle = Callable[[Ticket], None]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "TICK_S", 0.02)
+    monkeypatch.setattr(transport, "WAIT_EVERY_S", 0.1)
+
+
+@pytest.fixture
+def ipc() -> Iterator[str]:
+    with short_dir() as path:
+        yield f"ipc://{path}/server"
+
+
+@pytest.fixture(params=["inproc", "ipc", "tcp"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "inproc":
+        yield "inproc://server"
+    elif request.param == "ipc":
+        with short_dir() as path:
+            yield f"ipc://{path}/server"
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        yield f"tcp://127.0.0.1:{port}"
+
+
+class Bench:
+    """The servers and clients of one test, each with its metrics; all are closed at its end."""
+
+    def __init__(self) -> None:
+        self._open: list[Server | Client] = []
+        self._registries: dict[Server | Client, CollectorRegistry] = {}
+
+    def server(self, address: str, handle: Handle, **options: Any) -> Server:
+        registry = CollectorRegistry()
+        return self._keep(Server(address, handle, net=NET, metrics=ServiceMetrics("x", registry), **options), registry)
+
+    def client(
+        self, address: str, name: str = "env-0", *, life: int = 7, net: NetConfig = NET, **options: Any
+    ) -> Client:
+        registry = CollectorRegistry()
+        options = {"max_in_flight": 4, "hello": Hello(PROTOCOL, "env", name, life), **options}
+        return self._keep(
+            Client(address, "replay-server", net=net, metrics=ServiceMetrics("x", registry), **options), registry
+        )
+
+    def count(self, of: Server | Client, name: str, **labels: str) -> float:
+        return self._registries[of].get_sample_value(f"headrace_x_{name}", labels) or 0.0
+
+    def close(self) -> None:
+        for opened in self._open:
+            opened.close()
+
+    def _keep(self, opened: Any, registry: CollectorRegistry) -> Any:
+        self._open.append(opened)
+        self._registries[opened] = registry
+        return opened
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+class Desk:
+    """A handler that welcomes, answers Sample n with NotModified(n), and parks or counts what it is told to."""
+
+    def __init__(self) -> None:
+        self.handled: list[Any] = []
+        self.parked: list[Ticket] = []
+        self.park = False
+
+    def __call__(self, ticket: Ticket) -> None:
+        message = ticket.message
+        if isinstance(message, Hello):
+            ticket.reply(Welcome(PROTOCOL, ticket._server.life))
+            return
+        self.handled.append(message)
+        if self.park:
+            ticket.reason = "the table is full"
+            self.parked.append(ticket)
+        elif isinstance(message, Sample):
+            ticket.reply(NotModified(message.n))
+        else:
+            ticket.reply(Ok())
+
+
+def ask(n: int = 1) -> Sample:
+    return Sample("experience", n, 0)
+
+
+async def test_a_request_is_answered_whatever_the_address(bench: Bench, address: str) -> None:
+    def double(ticket: Ticket) -> None:
+        if isinstance(ticket.message, Act):
+            ticket.reply(Actions(9, {name: array * 2 for name, array in ticket.message.arrays.items()}))
+        else:
+            ticket.reply(Welcome(PROTOCOL, 5, {"answers": ticket.message.name}))
+
+    client = bench.client(address)  # before its server: any order will do, but over inproc nobody is there to ask yet
+    bench.server(address, double)
+    assert await client.welcome() == Welcome(PROTOCOL, 5, {"answers": "env-0"})
+    big = np.arange(200_000, dtype=np.float32).reshape(2, -1)
+    actions = await client.request(Act(0, 1, 0, 0, {"big": big.T, "one": np.array(3.0), "none": np.zeros((0, 2))}))
+    assert actions.version == 9
+    assert actions.arrays["big"].tolist() == (2 * big.T).tolist()
+    assert (actions.arrays["one"], actions.arrays["one"].shape) == (6.0, ())
+    assert actions.arrays["none"].shape == (0, 2)
+
+
+async def test_requests_in_flight_are_answered_in_any_order(bench: Bench, address: str) -> None:
+    desk = Desk()
+    desk.park = True
+    bench.server(address, desk)
+    client = bench.client(address)
+    requests = [asyncio.create_task(client.request(ask(n))) for n in range(4)]
+    await until(lambda: len(desk.parked) == 4, "four requests parked")
+    for ticket in reversed(desk.parked):
+        ticket.reply(NotModified(10 * ticket.message.n))  # type: ignore[union-attr]
+    assert [reply.version for reply in await asyncio.gather(*requests)] == [0, 10, 20, 30]
+
+
+async def test_a_parked_request_is_kept_alive_by_waits_that_say_why(bench: Bench, ipc: str) -> None:
+    desk, heard = Desk(), []
+    desk.park = True
+    bench.server(ipc, desk)
+    net = NET.model_copy(update={"deadline_s": 0.2, "give_up_s": 0.4, "resend_s": 0.2})
+    client = bench.client(ipc, net=net, waiting=heard.append)
+    request = asyncio.create_task(client.request(ask(3)))
+    await until(lambda: desk.parked, "the request")
+    ticket, since = desk.parked[0], time.monotonic()
+    await until(lambda: time.monotonic() - since > 1.0, "two and a half times the time a silent peer is given")
+    ticket.reply(NotModified(3))
+    assert await request == NotModified(3)
+    assert len(desk.handled) == 1
+    assert bench.count(client, "stalled_peers_total") == 0
+    assert f"waits for the replay-server at {ipc}: the table is full" in heard
+    assert heard[-1] is None
+
+
+async def test_a_request_whose_reply_is_lost_is_sent_again_and_applied_once(bench: Bench, ipc: str) -> None:
+    desk = Desk()
+    bench.server(ipc, desk)
+    with Proxy(f"{ipc}-proxy", ipc) as proxy:
+        proxy.drop_reply(NotModified)
+        proxy.drop_reply(Welcome)
+        client = bench.client(f"{ipc}-proxy")
+        assert await client.request(ask(5)) == NotModified(5)
+        assert desk.handled == [ask(5)]
+        assert bench.count(client, "resent_requests_total") == 1
+        assert proxy.dropped == {"NotModified": 1, "Welcome": 1}
+        assert proxy.requests["Sample"] == 2
+
+
+class Raw:
+    """A DEALER of its own, to send what no Client would, and to read what comes back."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.connect(address)
+
+    def __enter__(self) -> "Raw":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    async def receive(self) -> tuple[Any, Envelope]:
+        await until(lambda: self.socket.poll(0), "a reply")
+        return decode(self.socket.recv_multipart())
+
+    async def greet(self, hello: Hello) -> Any:
+        self.socket.send_multipart(encode(hello, Envelope(0, hello.life, 0, 0)))
+        return (await self.receive())[0]
+
+
+async def test_a_repeated_request_number_gets_the_first_answer_again(bench: Bench, ipc: str) -> None:
+    desk = Desk()
+    server = bench.server(ipc, desk)
+    with Raw(ipc) as raw:
+        await raw.greet(Hello(PROTOCOL, "env", "env-0", 7))
+        for n in (1, 1, 1):
+            raw.socket.send_multipart(encode(ask(4), Envelope(n, 7, server.life, 1)))
+        replies = [await raw.receive() for _ in range(3)]
+        assert replies == [(NotModified(4), Envelope(1, server.life, 7, 0))] * 3
+        assert len(desk.handled) == 1
+        # Acknowledged: were it late on its way, it would not be applied again either.
+        raw.socket.send_multipart(encode(ask(5), Envelope(2, 7, server.life, 2)))
+        raw.socket.send_multipart(encode(ask(4), Envelope(1, 7, server.life, 1)))
+        raw.socket.send_multipart(encode(ask(6), Envelope(3, 7, server.life, 3)))
+        assert [(await raw.receive())[0] for _ in range(2)] == [NotModified(5), NotModified(6)]
+        assert len(desk.handled) == 3
+
+
+async def test_a_server_forgets_the_replies_that_are_acknowledged(bench: Bench, address: str) -> None:
+    server = bench.server(address, Desk())
+    client = bench.client(address)
+    for n in range(100):
+        await client.request(ask(n))
+    assert len(server._peers[7].done) == 1
+
+
+async def test_a_new_life_of_the_server_answers_what_the_old_one_left(bench: Bench, ipc: str) -> None:
+    old, new = Desk(), Desk()
+    old.park = True
+    first = bench.server(ipc, old)
+    client = bench.client(ipc)
+    requests = [asyncio.create_task(client.request(ask(n))) for n in (1, 2)]
+    await until(lambda: len(old.parked) == 2, "both requests")
+    first.close()
+    second = bench.server(ipc, new)
+    assert await asyncio.gather(*requests) == [NotModified(1), NotModified(2)]
+    assert client.server_life == second.life != first.life
+    assert new.handled == [ask(1), ask(2)]
+
+
+async def test_a_server_that_restarts_behind_a_standing_connection_is_greeted_anew(bench: Bench, ipc: str) -> None:
+    first = bench.server(ipc, Desk())
+    with Proxy(f"{ipc}-proxy", ipc):
+        client = bench.client(f"{ipc}-proxy")
+        assert await client.request(ask(1)) == NotModified(1)
+        first.close()
+        second = bench.server(ipc, Desk())
+        assert await client.request(ask(2)) == NotModified(2)
+        assert client.server_life == second.life
+
+
+async def test_a_reply_of_an_earlier_life_is_dropped(bench: Bench, ipc: str) -> None:
+    router = zmq.Context.instance().socket(zmq.ROUTER)
+    router.linger = 0
+    router.bind(ipc)
+    try:
+        client = bench.client(ipc, net=NetConfig(resend_s=60.0))
+
+        async def receive() -> tuple[bytes, Any, Envelope]:
+            await until(lambda: router.poll(0), "a request")
+            identity, *frames = router.recv_multipart()
+            return identity, *decode(frames)
+
+        identity, hello, _ = await receive()
+        assert hello == Hello(PROTOCOL, "env", "env-0", 7)
+        router.send_multipart([identity, *encode(Welcome(PROTOCOL, 22), Envelope(0, 22, 7, 0))])
+        request = asyncio.create_task(client.request(ask()))
+        _, _, envelope = await receive()
+        assert envelope == Envelope(1, 7, 22, 1)
+        router.send_multipart([identity, *encode(NotModified(11), Envelope(1, 11, 7, 0))])
+        router.send_multipart([identity, *encode(NotModified(22), Envelope(1, 22, 7, 0))])
+        assert await request == NotModified(22)
+    finally:
+        router.close()
+
+
+async def test_a_new_life_of_a_client_takes_the_place_of_the_old_one(bench: Bench, ipc: str) -> None:
+    desk, gone = Desk(), []
+    desk.park = True
+    server = bench.server(ipc, desk, gone=gone.append)
+    old = bench.client(ipc, life=7, waiting=None)
+    lost = asyncio.create_task(old.request(ask(1)))
+    await until(lambda: desk.parked, "the old one's request")
+    assert bench.count(server, "requests_parked") == 1
+    old.close()
+    new = bench.client(ipc, life=8)
+    await new.welcome()
+    assert gone == [Hello(PROTOCOL, "env", "env-0", 7)]
+    assert bench.count(server, "requests_parked") == 0
+    desk.parked[0].reply(Ok())
+    assert bench.count(server, "sent_bytes_total", kind="Ok") == 0
+    desk.park = False
+    assert await new.request(ask(2)) == NotModified(2)
+    lost.cancel()
+
+
+async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_returns(
+    bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str | None] = []
+    bench.server(ipc, Desk())
+    with Proxy(f"{ipc}-proxy", ipc) as proxy:
+        client = bench.client(f"{ipc}-proxy", waiting=heard.append)
+        await client.welcome()
+        proxy.stall()
+        since = time.monotonic()
+        request = asyncio.create_task(client.request(ask(6)))
+        text = f"no answer from the replay-server at {ipc}-proxy to Sample for 0 s"
+        await until(lambda: text.replace(" 0 s", "") in str(heard[-1]), "the report", deadline_s=10)
+        assert 0.5 <= time.monotonic() - since < 2.0
+        assert bench.count(client, "stalled_peers_total") == 1
+        assert not request.done()
+        proxy.resume()
+        assert await request == NotModified(6)
+        assert heard[-1] is None
+        assert "answers again" in caplog.text
+
+
+async def test_a_peer_silent_for_too_long_is_lost(bench: Bench, ipc: str) -> None:
+    net = NET.model_copy(update={"deadline_s": 0.1, "give_up_s": 0.3})
+    client = bench.client(ipc, net=net)
+    with pytest.raises(PeerLost, match=f"the replay-server at {ipc} has been silent for") as caught:
+        await client.request(ask())
+    assert caught.value.exit_code == 3
+    with pytest.raises(PeerLost):
+        await client.welcome()
+    assert bench.count(client, "requests_in_flight") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "exit_code"),
+    [
+        (Error("finished", "500 reached", "rest"), Finished, 0),
+        (Error("config", "another network", "mend it"), RemoteError, 2),
+        (Error("protocol", "no such table", "name one"), RemoteError, 1),
+    ],
+)
+async def test_an_error_reply_raises_what_it_means(
+    bench: Bench, ipc: str, answer: Error, error: type[Finished | RemoteError], exit_code: int
+) -> None:
+    bench.server(ipc, lambda ticket: ticket.reply(answer))
+    client = bench.client(ipc)
+    with pytest.raises(error) as caught:
+        await client.welcome()
+    assert (caught.value.message, caught.value.remedy) == (answer.message, answer.remedy)
+    assert (caught.value.code, caught.value.exit_code) == (answer.code, exit_code)
+
+
+async def test_a_finished_server_tells_those_who_wait_and_those_to_come(bench: Bench, ipc: str) -> None:
+    desk = Desk()
+    desk.park = True
+    server = bench.server(ipc, desk)
+    client = bench.client(ipc)
+    parked = asyncio.create_task(client.request(ask()))
+    await until(lambda: desk.parked, "the request")
+    server.finish("the job is done")
+    for request in (parked, client.request(ask())):
+        with pytest.raises(Finished, match="the job is done"):
+            await request
+    late = bench.client(ipc, "env-1", life=8)
+    with pytest.raises(Finished, match="the job is done"):
+        await late.welcome()
+    assert len(desk.handled) == 1
+
+
+async def test_a_server_is_drained_when_its_clients_have_left(bench: Bench, ipc: str) -> None:
+    server = bench.server(ipc, Desk())
+    clients = [bench.client(ipc, f"env-{life}", life=life) for life in (1, 2)]
+    await asyncio.gather(*(client.welcome() for client in clients))
+    draining = asyncio.create_task(server.drained(30.0))
+    clients[0].close()
+    done, _ = await asyncio.wait([draining], timeout=0.1)
+    assert not done
+    clients[1].close()
+    await asyncio.wait_for(draining, 10.0)
+
+
+async def test_versions_of_the_protocol_that_differ_are_both_named(bench: Bench, ipc: str) -> None:
+    bench.server(ipc, Desk())
+    client = bench.client(ipc, hello=Hello(PROTOCOL + 1, "env", "env-0", 7))
+    with pytest.raises(RemoteError, match="env-0 speaks protocol 2, this server speaks 1") as caught:
+        await client.welcome()
+    assert caught.value.code == "protocol_version"
+
+
+async def test_more_requests_in_flight_than_allowed_are_refused(bench: Bench, ipc: str) -> None:
+    desk = Desk()
+    desk.park = True
+    bench.server(ipc, desk)
+    client = bench.client(ipc, max_in_flight=1)
+    first = asyncio.create_task(client.request(ask()))
+    await until(lambda: desk.parked, "the request")
+    with pytest.raises(RuntimeError, match="more than 1 requests in flight"):
+        await client.request(ask())
+    desk.parked[0].reply(Ok())
+    assert await first == Ok()
+
+
+async def test_a_handler_that_fails_answers_with_an_error_and_goes_on(
+    bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(ticket: Ticket) -> None:
+        match ticket.message:
+            case Sample(n=1):
+                raise ProtocolError("no such table", "name one")
+            case Sample(n=2):
+                raise ZeroDivisionError("by nothing")
+            case Sample(n=3):
+                ticket.reply(Actions(0, {"text": np.array(["no wire for this"])}))
+            case Sample(n=4):
+                raise ProtocolError("x" * 100_000)
+            case _:
+                ticket.reply(Ok())
+
+    server = bench.server(ipc, handle)
+    client = bench.client(ipc)
+    expected = [("protocol", "no such table"), ("internal", "ZeroDivisionError: by nothing")]
+    expected += [("internal", "TypeError: arrays of dtype <U16 cannot be sent"), ("protocol", "x" * 4000)]
+    for n, (code, message) in enumerate(expected, 1):
+        with pytest.raises(RemoteError) as caught:
+            await client.request(ask(n))
+        assert (caught.value.code, caught.value.message) == (code, message)
+    assert "ZeroDivisionError" in caplog.text
+    assert await client.request(ask(5)) == Ok()
+    assert bench.count(server, "errors_total", code="internal") == 2
+    assert bench.count(server, "requests_parked") == 0
+
+
+async def test_a_request_that_cannot_be_sent_leaves_nothing_in_flight(bench: Bench, ipc: str) -> None:
+    bench.server(ipc, Desk())
+    client = bench.client(ipc, max_in_flight=1)
+    await client.welcome()
+    with pytest.raises(TypeError, match="cannot be sent"):
+        await client.request(Act(0, 1, 0, 0, {"text": np.array(["a"])}))
+    assert bench.count(client, "requests_in_flight") == 0
+    assert await client.request(ask(2)) == NotModified(2)
+
+
+async def test_messages_behind_one_that_fails_are_still_read(
+    bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(hello: Hello) -> None:
+        raise RuntimeError(f"{hello.name} was in use")
+
+    server = bench.server(ipc, Desk(), gone=gone)
+    with Raw(ipc) as raw:
+        await raw.greet(Hello(PROTOCOL, "env", "env-0", 7))
+        for life in (8, 9):
+            hello = Hello(PROTOCOL, "env", "env-0", life)
+            raw.socket.send_multipart(encode(hello, Envelope(0, life, 0, 0)))
+        raw.socket.send_multipart(encode(ask(), Envelope(1, 7, server.life, 1)))
+        assert (await raw.receive())[0] == Welcome(PROTOCOL, server.life)
+        assert (await raw.receive())[0] == Error("new_life", "say Hello first")
+    assert "env-0 was in use" in caplog.text
+
+
+async def test_bytes_and_requests_are_counted_on_both_sides(bench: Bench, ipc: str) -> None:
+    server = bench.server(ipc, Desk())
+    client = bench.client(ipc)
+    await client.request(ask())
+    for kind, side, other in (("Sample", client, server), ("NotModified", server, client)):
+        sent = bench.count(side, "sent_bytes_total", kind=kind)
+        received = bench.count(other, "received_bytes_total", kind=kind)
+        assert sent > 30
+        assert 0 <= received - sent <= 5  # a ROUTER sees the sender's identity too
+    assert bench.count(client, "requests_in_flight") == 0
+    assert bench.count(server, "requests_parked") == 0
+
+
+async def test_an_address_in_use_is_a_config_error(bench: Bench, ipc: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"cannot bind {address}: Address already in use"):
+            bench.server(address, Desk())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ipc:///tmp/" + "x" * 120, "longer than 100 bytes"),
+        ("ipc:///tmp/" + "\u00e9" * 50, "longer than 100 bytes"),
+        ("tcp://10.0.0.2:5701", "would carry unencrypted tcp off this machine.*net.security=plain"),
+        ("tcp://replay:5701", "would carry unencrypted tcp off this machine"),
+        ("tcp://*:5701", "would carry unencrypted tcp off this machine"),
+        ("tcp://0.0.0.0:5701", "would carry unencrypted tcp off this machine"),
+        ("tcp://127.0.0.1", "is none"),
+        ("tcp://:5701", "is none"),
+        ("tcp://[::1", "is none"),
+        ("tcp://127.0.0.1:port", "is none"),
+        ("udp://127.0.0.1:5701", "is none"),
+        ("127.0.0.1:5701", "is none"),
+        ("ipc://", "is none"),
+        ("", "is none"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_address(address, "auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "security"),
+    [
+        ("inproc://act", "auto"),
+        ("ipc:///tmp/x/act", "auto"),
+        ("tcp://127.0.0.1:5701", "auto"),
+        ("tcp://localhost:5701", "auto"),
+        ("tcp://[::1]:5701", "auto"),
+        ("tcp://replay:5701", "plain"),
+    ],
+)
+def test_an_address_that_can_be_used_is_taken(address: str, security: str) -> None:
+    check_address(address, security)
+
+
+def garbage(seed: int, life: int, server_life: int) -> Iterator[list[Any]]:
+    """Gives random multiparts for ever: random bytes, damaged messages, and whole ones that mean nothing here."""
+    rng = random.Random(seed)
+    good: list[Any] = [ask(), GetWeights(1), Inserted(3), Act(0, 2, 0, 0, {"first": np.ones(2, bool)}), Ok()]
+    n = 0
+    while True:
+        n += 1
+        if rng.random() < 0.3:
+            yield [rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 4))]
+            continue
+        frames = [bytearray(memoryview(frame)) for frame in encode(rng.choice(good), Envelope(n, life, server_life, n))]
+        if rng.random() < 0.9:
+            frame = rng.choice(frames)
+            frame[rng.randrange(len(frame))] ^= rng.randrange(1, 256)
+        yield frames
+
+
+async def test_a_server_survives_100_000_random_multiparts(bench: Bench, ipc: str) -> None:
+    server = bench.server(ipc, Desk())
+    client = bench.client(ipc)
+    await client.welcome()
+    with Raw(ipc) as raw:
+        await raw.greet(Hello(PROTOCOL, "env", "env-1", 8))
+
+        def send() -> None:
+            source = garbage(1, 8, server.life)
+            for _ in range(100_000):
+                raw.socket.send_multipart(next(source), copy=True)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        await until(lambda: not thread.is_alive(), "all are sent")
+        thread.join()
+        assert await client.request(ask(9)) == NotModified(9)
+    assert bench.count(server, "errors_total", code="protocol") > 10_000

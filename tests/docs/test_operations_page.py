@@ -1,0 +1,35 @@
+"""docs/operations.md names what services export and say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from common import metrics
+from common.service import Health
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+
+
+def exported() -> set[tuple[str, str]]:
+    """Gives (name, type) of each metric of all roles."""
+    registry = CollectorRegistry()
+    metrics.ServiceMetrics("<role>", registry)
+    for role in (metrics.EnvMetrics, metrics.InferenceMetrics, metrics.ReplayMetrics, metrics.LearnerMetrics):
+        role(registry)
+    families = list(registry.collect())
+    return {(f"{family.name}_total" if family.type == "counter" else family.name, family.type) for family in families}
+
+
+def test_the_metrics_on_the_page_are_exactly_those_exported() -> None:
+    shown = re.findall(r"^\| `(headrace_[^`]+)` \| (\w+) \|", PAGE, re.MULTILINE)
+    assert set(shown) == exported()
+    assert len(shown) == len(set(shown))
+
+
+def test_the_fields_of_healthz_are_on_the_page() -> None:
+    table = PAGE.split("| /healthz field |", 1)[1].split("\n\n", 1)[0]
+    shown = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    assert shown == {"role", "name", "pid", *Health().report()}
