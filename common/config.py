@@ -60,7 +60,6 @@ class InferenceConfig(Section):
     wait_us: int = Field(0, ge=0, description="microseconds a request waits for others to join its batch")
     device: str = Field("cpu", description="torch device of the forward pass")
     threads: int = Field(1, ge=1, description="torch threads")
-    checkpoint: str = Field("", description="serve this checkpoint directory instead of asking a learner")
 
 
 class TableConfig(Section):

@@ -1,0 +1,90 @@
+"""How long until CartPole-v1 is solved: `headrace train` beside Stable-Baselines3's PPO, seed by seed in turn.
+
+The clock runs from the start of the command, start-up included, to the first 100-episode training mean of 475.
+
+    python -m benchmarks.solve [--seeds 5] [--sb3 PYTHON_WITH_STABLE_BASELINES3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PEERS_VENV = HERE.parent / ".venv-sb3"
+
+
+def headrace(seed: int) -> tuple[float, int, float]:
+    """Seconds and steps to the goal, and the mean return of 100 greedy evaluation episodes after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "services.control.cli"]
+        train = ["train", "configs/cartpole_ppo.yaml", f"run.seed={seed}", f"run.dir={folder}", "run.name=run"]
+        began = time.time()
+        subprocess.run([*command, *train], check=True, stdout=subprocess.DEVNULL)
+        result = json.loads((Path(folder) / "run" / "result.json").read_text())
+        seconds = result["finished_at"] - began if result["outcome"] == "solved" else float("inf")
+        subprocess.run([*command, "evaluate", f"{folder}/run"], check=True, stdout=subprocess.DEVNULL)
+        evaluation = json.loads((Path(folder) / "run" / "evaluation.json").read_text())
+        return seconds, result["steps"], evaluation["mean"]
+
+
+def stable_baselines3(python: Path, seed: int, threads: int) -> tuple[float, int]:
+    """Seconds and steps to the goal."""
+    began = time.time()
+    run = subprocess.run(
+        [python, HERE / "peers" / "sb3_cartpole.py", str(seed)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    said = json.loads(run.stdout.splitlines()[-1])
+    return said["at"] - began, said["steps"]
+
+
+def peer_python() -> Path:
+    """Makes the peer's virtual environment if it is not there; gives its interpreter."""
+    python = PEERS_VENV / "bin" / "python"
+    if not python.exists():
+        requirements = HERE / "peers" / "requirements-sb3.txt"
+        subprocess.run([sys.executable, "-m", "venv", PEERS_VENV], check=True)
+        # torch first and alone, so that no dependency chooses another build of it.
+        torch = requirements.read_text().splitlines()[0]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", torch], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+    return python
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sb3", type=Path, help="a Python that has Stable-Baselines3; made in .venv-sb3 if not given")
+    arguments = parser.parse_args()
+    python = arguments.sb3 or peer_python()
+    columns: dict[str, list[tuple[float, int]]] = {"Headrace": [], "SB3, 1 thread": [], "SB3, 2 threads": []}
+    evaluations = []
+    for seed in range(1, arguments.seeds + 1):
+        seconds, steps, evaluation = headrace(seed)
+        columns["Headrace"].append((seconds, steps))
+        evaluations.append(evaluation)
+        for threads in (1, 2):
+            columns[f"SB3, {threads} thread{'s' * (threads > 1)}"].append(stable_baselines3(python, seed, threads))
+    ours = statistics.median(seconds for seconds, _ in columns["Headrace"])
+    print("| | median | worst | each seed | steps, median | Headrace is faster by |\n|---|---|---|---|---|---|")
+    for name, runs in columns.items():
+        times = [seconds for seconds, _ in runs]
+        middle = statistics.median(times)
+        each = ", ".join(f"{t:.1f}" for t in times)
+        steps = statistics.median(steps for _, steps in runs)
+        print(f"| {name} | {middle:.1f} s | {max(times):.1f} s | {each} | {steps:,.0f} | {middle / ours:.1f} x |")
+    print(f"\n100 evaluation episodes of Headrace's policy, each seed: {', '.join(f'{e:.1f}' for e in evaluations)}")
+
+
+if __name__ == "__main__":
+    main()
