@@ -20,9 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"
-
 import gymnasium
 import torch
 
@@ -63,8 +60,7 @@ async def _consume(config: Config, seconds: float) -> float:
     try:
         while True:
             batch: Batch = await replay.request(Sample("experience", 1, trainer.version))
-            for life, _, steps, _ in batch.arrays["counters"].tolist():
-                totals[life] = steps
+            totals |= {life: steps for life, _, steps, _ in batch.arrays["counters"].tolist()}
             now = time.monotonic()
             if first is None and now - began > seconds / 5:
                 first = (now, sum(totals.values()))

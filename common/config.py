@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    name: str = Field("", description="name of the run's directory; empty: job, environment and time")
+    name: str = Field("", description="name of the run's directory; empty: algorithm, environment and time")
     dir: str = Field("runs", description="the directory that holds run directories")
     seed: int = Field(1, ge=0, description="seed of environments, sampling and minibatches")
 
@@ -86,12 +86,16 @@ class CheckpointConfig(Section):
 
 
 class LearnerConfig(Section):
-    lr: float = Field(3e-4, gt=0, description="learning rate")
-    lr_schedule: Literal["constant", "linear"] = Field("constant", description="linear: to 0 at `stop.steps`")
-    optimizer: Literal["adam", "rmsprop"] = Field("adam", description="the optimiser")
-    eps: float = Field(1e-5, gt=0, description="the optimiser's epsilon")
-    alpha: float = Field(0.99, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
-    max_grad_norm: float = Field(0.5, gt=0, description="the gradient is clipped to this norm")
+    """Optimiser settings that are null are the algorithm's own."""
+
+    lr: float | None = Field(None, gt=0, description="learning rate")
+    lr_schedule: Literal["constant", "linear"] | None = Field(
+        None, description="linear: falls to 0 as the job's budget (stop.steps, frames or seconds) is used up"
+    )
+    optimizer: Literal["adam", "rmsprop"] | None = Field(None, description="the optimiser")
+    eps: float | None = Field(None, gt=0, description="the optimiser's epsilon")
+    alpha: float | None = Field(None, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
+    max_grad_norm: float | None = Field(None, gt=0, description="the gradient is clipped to this norm")
     table: str = Field("experience", description="the table to train from")
     batch: int = Field(
         0, ge=0, description="items per batch: unrolls of a fifo table (0 at lag 0: one of each group), or transitions"
@@ -320,7 +324,7 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
     )
     parser.add_argument("--config", type=Path, help="YAML overlay on configs/defaults.yaml")
     parser.add_argument(
-        "--index", type=int, help="number among the servers of this role (drawn at random if not given)"
+        "--index", type=int, help="number among the servers of this role; an env-server without one draws its own"
     )
     parser.add_argument(
         "--restarts", type=int, default=0, help="how often this process was restarted; new seeds each time"

@@ -90,7 +90,8 @@ class Batch:
     """Answers Sample. From a FIFO table: `unrolls` as received, arrays named `<i>/<name>`; from a ring: gathered
     arrays, with `keys` and `probabilities` among them. `mass` and `size` describe the table; `missing` names the
     groups a synchronous batch went without. Arrays `counters` [K, 4] int64 (stream life, number, steps, frames),
-    `episode_returns` and `episode_lengths` tell what was inserted since the last Batch."""
+    `episode_returns`, `episode_lengths` [E] and `episode_origins` [E, 2] int64 (stream life, number) tell what was
+    inserted since the last Batch."""
 
     unrolls: int
     size: int
@@ -144,7 +145,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Answers Finish, with the last `counters`, `episode_returns` and `episode_lengths`."""
+    """Answers Finish, with the last `counters` and `episode_*`, as in Batch."""
 
     arrays: Arrays = field(default_factory=dict)
 

@@ -140,7 +140,9 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
         log.error("error: %s", error)
         return error.exit_code
     if arguments.announce is not None:
-        _write_atomically(arguments.announce, f"http://127.0.0.1:{http.server_port}")
+        host = arguments.config.metrics.host
+        here = "127.0.0.1" if host in ("", "0.0.0.0") else host
+        _write_atomically(arguments.announce, f"http://{here}:{http.server_port}")
     try:
         return _run_loop(context, run)
     finally:

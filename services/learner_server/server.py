@@ -269,11 +269,11 @@ class Learner:
 async def run(context: Context) -> None:
     """Trains one job to its end, or until the service is told to stop."""
     config = context.config
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run_dir = context.run_dir or Path(config.run.dir) / (
-        config.run.name or f"{config.env.id.replace('/', '-')}-{stamp}"
-    )
+    run_dir = context.run_dir or Path(config.run.dir) / (config.run.name or time.strftime("by-hand-%m%d-%H%M%S"))
     run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "config.yaml").exists():
+        (run_dir / "config.yaml").write_text(config.to_yaml())
+    log.info("run directory %s", run_dir)
     weights = WeightsServer(context)
     replay = connect(context, config.net.experience[0], "replay", max_in_flight=2)
     try:

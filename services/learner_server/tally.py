@@ -24,17 +24,24 @@ class Tally:
         self.seconds = 0.0
 
     def merge(self, arrays: Arrays) -> int:
-        """Takes in `counters`, `episode_returns` and `episode_lengths` of a Batch; gives the number of new episodes."""
+        """Takes in `counters` and `episode_*` of a Batch; gives the number of new episodes.
+
+        A replay-server that was restarted is told again what the one before it had passed on: both are recognised by
+        the unroll they came with.
+        """
+        lives, unrolls = arrays["episode_origins"].T
+        news = [n > self._streams.get(life, (0,))[0] for life, n in zip(lives.tolist(), unrolls.tolist(), strict=True)]
+        returns, lengths = arrays["episode_returns"][news].tolist(), arrays["episode_lengths"][news].tolist()
+        self._returns.extend(returns)
+        self._lengths.extend(lengths)
+        self.episodes += len(returns)
         for life, number, steps, frames in arrays["counters"].tolist():
             known = self._streams.get(life, (0, 0, 0))
             if number > known[0]:
                 self._streams[life] = (number, steps, frames)
                 self.steps += steps - known[1]
                 self.frames += frames - known[2]
-        self._returns.extend(arrays["episode_returns"].tolist())
-        self._lengths.extend(arrays["episode_lengths"].tolist())
-        self.episodes += len(arrays["episode_returns"])
-        return len(arrays["episode_returns"])
+        return len(returns)
 
     @property
     def episode_return(self) -> float:

@@ -16,6 +16,8 @@ from common.rl.policy import build_policy, pack_weights, weights_layout
 from common.rl.registry import algorithm_class
 from common.types import Arrays, EnvSpec, make_version, show_version
 
+_OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
+
 
 class Update(NamedTuple):
     """What one update did: the algorithm's scalars, valid steps trained on, and the batch's policy lags in versions."""
@@ -36,13 +38,11 @@ class Trainer:
         self._max_lag = config.replay.max_policy_lag
         self.env = env
         self.policy = build_policy(config.network, env, config.run.seed).to(self._device)
-        settings = {"lr", "lr_schedule", "eps", "alpha", "max_grad_norm"} & learner.model_fields_set
-        chosen = {name: getattr(learner, name) for name in settings}
-        if "optimizer" in learner.model_fields_set:
-            chosen["name"] = learner.optimizer
+        named = {"name": learner.optimizer} | {name: getattr(learner, name) for name in _OPTIMIZER_SETTINGS}
+        optimizer = OptimizerConfig(**{name: value for name, value in named.items() if value is not None})
         options = dict(config.algorithm)
         algorithm = algorithm_class(str(options.pop("name", "ppo")))
-        self.algorithm = algorithm(options, OptimizerConfig(**chosen), self.policy, config.run.seed)
+        self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self.layout = json.dumps(weights_layout(self.policy))
         self.ordinal = ordinal
         self.updates = 0

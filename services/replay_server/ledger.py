@@ -15,6 +15,7 @@ class Ledger:
         self._changed: set[int] = set()
         self._returns: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
+        self._origins: list[tuple[int, int]] = []
 
     def record(self, life: int, totals: tuple[int, int, int], arrays: Arrays) -> None:
         """Counts a stored unroll: its stream's (number, steps, frames) so far, and the episodes that ended in it."""
@@ -27,18 +28,21 @@ class Ledger:
             # Copies: a view would keep the whole unroll alive.
             self._returns.append(arrays["episode_returns"].copy())
             self._lengths.append(arrays["episode_lengths"].copy())
+            self._origins += [(life, totals[0])] * len(arrays["episode_returns"])
 
     def report(self) -> Arrays:
-        """Gives what changed since the last report: `counters` [K, 4], `episode_returns` and `episode_lengths` [E]."""
+        """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them."""
         rows = [(life, *self._streams[life]) for life in sorted(self._changed)]
         news = {
             "counters": np.array(rows, np.int64).reshape(-1, 4),
             "episode_returns": np.concatenate([np.zeros(0, np.float32), *self._returns]),
             "episode_lengths": np.concatenate([np.zeros(0, np.int32), *self._lengths]),
+            "episode_origins": np.array(self._origins, np.int64).reshape(-1, 2),
         }
         self._changed.clear()
         self._returns.clear()
         self._lengths.clear()
+        self._origins.clear()
         return news
 
     def repeat_all(self) -> None:

@@ -51,7 +51,9 @@ def check_counters(job: Job, killed: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [SYNCHRONOUS, ASYNCHRONOUS], ids=["lag0", "async"])
-async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(tmp_path: Path, mode: dict[str, Any]) -> None:
+async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
     config = write_config(tmp_path / "config.yaml", {**BASE, **mode})
     with Job(config, tmp_path / "run") as job:
         await until(lambda: job.updates() > 20, "the first updates")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import urllib.request
 from pathlib import Path
@@ -29,9 +30,11 @@ async def test_training_goes_on_with_the_other_env_server_and_says_so(tmp_path: 
 
             def batches_of(envs: int) -> bool:
                 rows = (run / "progress.csv").read_text().splitlines() if (run / "progress.csv").exists() else []
-                columns = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]] if rows else []
+                columns = (
+                    [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]] if rows else []
+                )
                 steps = [(int(c["updates"]), int(c["trained_steps"])) for c in columns]
-                return any(b[1] - a[1] == (b[0] - a[0]) * 16 * envs for a, b in zip(steps, steps[1:], strict=False))
+                return any(b[1] - a[1] == (b[0] - a[0]) * 16 * envs for a, b in itertools.pairwise(steps))
 
             await until(lambda: batches_of(8), "batches of both env-servers")
             services["other"].kill()

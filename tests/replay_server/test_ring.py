@@ -50,7 +50,9 @@ def make(capacity: int = 8, **limits: float) -> RingTable:
 
 
 def put(table: RingTable, number: int, arrays: Arrays, slot: str = "env-0/0", life: int = 1) -> list[Stored | Drawn]:
-    table.insert(Unroll(slot, life, number, 0, arrays), number)
+    unroll = Unroll(slot, life, number, 0, arrays)
+    table.check(unroll)
+    table.insert(unroll, number)
     return table.poll(0.0)
 
 
