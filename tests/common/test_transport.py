@@ -121,13 +121,13 @@ def ask(n: int = 1) -> Sample:
 async def test_a_request_is_answered_whatever_the_address(bench: Bench, address: str) -> None:
     def double(ticket: Ticket) -> None:
         if isinstance(ticket.message, Act):
-            ticket.reply(Actions(9, {name: array * 2 for name, array in ticket.message.arrays.items()}))
+            ticket.reply(Actions(9, {name: np.asarray(array * 2) for name, array in ticket.message.arrays.items()}))
         else:
-            ticket.reply(Welcome(PROTOCOL, 5, {"answers": ticket.message.name}))
+            ticket.reply(Welcome(PROTOCOL, server.life, {"answers": ticket.message.name}))
 
-    client = bench.client(address)  # before its server: any order will do, but over inproc nobody is there to ask yet
-    bench.server(address, double)
-    assert await client.welcome() == Welcome(PROTOCOL, 5, {"answers": "env-0"})
+    client = bench.client(address)
+    server = bench.server(address, double)
+    assert await client.welcome() == Welcome(PROTOCOL, server.life, {"answers": "env-0"})
     big = np.arange(200_000, dtype=np.float32).reshape(2, -1)
     actions = await client.request(Act(0, 1, 0, 0, {"big": big.T, "one": np.array(3.0), "none": np.zeros((0, 2))}))
     assert actions.version == 9
@@ -406,6 +406,8 @@ async def test_a_handler_that_fails_answers_with_an_error_and_goes_on(
 ) -> None:
     def handle(ticket: Ticket) -> None:
         match ticket.message:
+            case Hello():
+                ticket.reply(Welcome(PROTOCOL, server.life))
             case Sample(n=1):
                 raise ProtocolError("no such table", "name one")
             case Sample(n=2):
@@ -466,7 +468,7 @@ async def test_bytes_and_requests_are_counted_on_both_sides(bench: Bench, ipc: s
     for kind, side, other in (("Sample", client, server), ("NotModified", server, client)):
         sent = bench.count(side, "sent_bytes_total", kind=kind)
         received = bench.count(other, "received_bytes_total", kind=kind)
-        assert sent > 30
+        assert sent >= 17
         assert 0 <= received - sent <= 5  # a ROUTER sees the sender's identity too
     assert bench.count(client, "requests_in_flight") == 0
     assert bench.count(server, "requests_parked") == 0

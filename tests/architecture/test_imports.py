@@ -1,0 +1,43 @@
+"""The import rules, held by import-linter and by what a fresh interpreter really loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def loaded_with(module: str) -> set[str]:
+    """The top-level packages in a fresh interpreter that imported `module`."""
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("role", ["env", "replay"])
+def test_services_that_need_no_torch_do_not_load_it(role: str) -> None:
+    loaded = loaded_with(f"services.{role}_server.server")
+    assert "zmq" in loaded
+    assert not loaded & {"torch", "safetensors", "typer", "rich", "matplotlib"}
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    assert not loaded_with("services.control.cli") & {"torch", "gymnasium", "matplotlib"}
+
+
+def test_common_imports_nothing_by_itself() -> None:
+    assert (ROOT / "common" / "__init__.py").read_text() == ""
+
+
+def test_the_import_contracts_hold() -> None:
+    run = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_what_is_to_be_read_in_an_afternoon_has_at_most_4000_lines() -> None:
+    files = [*(ROOT / "common").glob("*.py"), *(ROOT / "services").glob("*_server/*.py")]
+    assert sum(bool(line.strip()) for path in files for line in path.read_text().splitlines()) <= 4000

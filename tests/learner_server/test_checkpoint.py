@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import ConfigError
+from services.learner_server.checkpoint import Checkpoints, find, load_state
+
+
+def state(n: int) -> dict[str, object]:
+    return {"trainer": {"policy": {"w": torch.full((2,), float(n))}, "steps": n}, "list": [torch.tensor(n), None, 1.5]}
+
+
+def test_what_is_saved_comes_back_with_its_tensors_in_place(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=3).save(state(4), updates=4, best=False)
+    loaded = load_state(path)
+    assert loaded["trainer"]["policy"]["w"].tolist() == [4.0, 4.0]
+    assert loaded["trainer"]["steps"] == 4
+    assert [float(loaded["list"][0]), *loaded["list"][1:]] == [4.0, None, 1.5]
+    assert {p.name for p in path.iterdir()} == {"model.safetensors", "state.json"}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for n in range(1, 6):
+        checkpoints.save(state(n), updates=n, best=n == 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("0*")) == ["000000002", "000000004", "000000005"]
+    assert find(tmp_path).name == "000000005"
+    assert find(tmp_path, "best").name == "000000002"
+    assert find(tmp_path, "000000004").name == "000000004"
+
+
+def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state(1), updates=1, best=False)
+    with pytest.raises(TypeError):
+        checkpoints.save({"bad": object()}, updates=2, best=False)
+    assert (tmp_path / "checkpoints" / ".000000002.partial").exists()
+    again = Checkpoints(tmp_path, keep=2)
+    latest = again.load_latest()
+    assert latest is not None
+    assert latest["trainer"]["steps"] == 1
+    assert again.save(state(2), updates=2, best=False) == find(tmp_path)
+
+
+def test_a_learner_that_went_back_writes_over_what_it_wrote_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for n in (1, 2, 1):
+        checkpoints.save(state(10 * n), updates=n, best=False)
+    assert find(tmp_path).name == "000000001"
+    assert load_state(find(tmp_path))["trainer"]["steps"] == 10
+
+
+def test_each_life_of_a_learner_has_a_higher_ordinal(tmp_path: Path) -> None:
+    assert [Checkpoints(tmp_path, keep=1).next_ordinal() for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_naming_those_that_are(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path, keep=1).load_latest() is None
+    Checkpoints(tmp_path, keep=1).save(state(3), updates=3, best=False)
+    with pytest.raises(ConfigError, match=r"no checkpoint '7' \(it has 000000003\)"):
+        find(tmp_path, "7")

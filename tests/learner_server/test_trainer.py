@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import validate
+from common.errors import ConfigError, ProtocolError
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, make_version
+from services.learner_server.checkpoint import Checkpoints
+from services.learner_server.trainer import Trainer
+
+SPEC = EnvSpec("toy", (ArraySpec("obs", "<f4", (3,)),), ActionSpec("discrete", "<i8", (), (2,)))
+T, B = 8, 4
+
+
+def trainer(ordinal: int = 1, **overrides: Any) -> Trainer:
+    tree: dict[str, Any] = {
+        "network": {"name": "mlp", "hidden": [8], "normalize_observations": True},
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "normalize_returns": True},
+        "learner": {"lr": 1e-2},
+    }
+    return Trainer(validate({**tree, **overrides}), SPEC, ordinal)
+
+
+def batch(seed: int, version: int) -> Arrays:
+    """A recorded batch: random, but the same for the same seed."""
+    random = np.random.default_rng(seed)
+    return {
+        "observation.obs": random.normal(size=(T + 1, B, 3)).astype(np.float32),
+        "first": random.random((T + 1, B)) < 0.1,
+        "action": random.integers(0, 2, (T, B)),
+        "reward": random.normal(size=(T, B)).astype(np.float32),
+        "terminated": random.random((T, B)) < 0.1,
+        "truncated": np.zeros((T, B), np.bool_),
+        "valid": np.ones((T, B), np.bool_),
+        "extras.log_prob": np.full((T, B), -0.69, np.float32),
+        "reward_before": np.zeros(B, np.float32),
+        "versions": np.full((T, B), version),
+    }
+
+
+def test_a_resumed_learner_fed_the_same_batches_computes_the_same_updates_bit_for_bit(tmp_path: Path) -> None:
+    one = trainer()
+    for seed in range(3):
+        one.update(batch(seed, one.version), progress=0.1)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(one.state_dict(), one.updates, best=False)
+    resumed = trainer()
+    state = checkpoints.load_latest()
+    assert state is not None
+    resumed.load_state_dict(state)
+    assert resumed.weights().tobytes() == one.weights().tobytes()
+    for seed in range(3, 6):
+        ours, theirs = (t.update(batch(seed, t.version), progress=0.5) for t in (one, resumed))
+        assert ours == theirs
+    assert resumed.weights().tobytes() == one.weights().tobytes()
+    assert resumed.updates == 6
+
+
+def test_a_step_older_than_the_lag_allows_is_never_trained_on() -> None:
+    learner = trainer()
+    before = learner.weights().tobytes()
+    late = batch(0, learner.version)
+    late["versions"][3, 2] = make_version(0, 10**6)
+    with pytest.raises(ProtocolError, match=r"life 0, update 1000000 came to life 1, update 0, .*max_policy_lag=0"):
+        learner.update(late, progress=0.0)
+    assert learner.weights().tobytes() == before
+
+
+def test_the_lag_of_a_batch_is_counted_in_versions() -> None:
+    learner = trainer(
+        replay={"max_policy_lag": 5, "tables": {"experience": {"kind": "fifo"}}}, learner={"batch": 1, "lr": 1e-3}
+    )
+    learner.updates = 7
+    arrays = batch(0, learner.version)
+    arrays["versions"][:4] -= 5
+    update = learner.update(arrays, progress=0.0)
+    assert (update.lag_mean, update.lag_max, update.steps) == (2.5, 5, T * B)
+
+
+def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:
+    rate = trainer(algorithm={"name": "a2c"}, learner={}).update(batch(0, make_version(1, 0)), 0.0).scalars["lr"]
+    assert rate == pytest.approx(7e-4)
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ({"algorithm": {"name": "ppo", "clipp": 3}}, r"algorithm\.clipp.*did you mean clip\?"),
+        ({"algorithm": {"name": "pop"}}, r"algorithm\.name: .*'pop'"),
+        ({"network": {"name": "mlp", "hiden": [3]}}, r"network\.hiden.*did you mean hidden\?"),
+    ],
+)
+def test_a_wrong_opaque_section_is_refused_naming_key_value_and_the_nearest(section: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        trainer(**section)
