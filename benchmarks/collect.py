@@ -3,7 +3,7 @@
 This script stands in for the learner: it serves untrained weights and asks for batches, which it drops. Beside it, in
 the same run, the limit without messages (step and infer in one process per core) and Gymnasium's AsyncVectorEnv.
 
-    python -m benchmarks.collect [--seconds 10] [--repeat 5] [key=value ...]
+    python -m benchmarks.collect [--seconds 10] [--repeat 5] [--profile] [key=value ...]
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
 import torch
 
+from benchmarks import profiles
 from common.config import Config, load
 from common.messages import Batch, Sample
 from common.rl.noise import uniforms
@@ -47,8 +50,8 @@ DEFAULTS = (
 )
 
 
-async def _consume(config: Config, seconds: float) -> float:
-    """Gives the steps per second that arrive in Batches, after a warm-up of a fifth of the time."""
+async def _consume(config: Config, seconds: float, warm: Callable[[], object] = int) -> float:
+    """Gives the steps per second that arrive in Batches after a warm-up of a fifth of the time; then calls `warm`."""
     context = make_context(config, "learner")
     weights = WeightsServer(context)
     replay = connect(context, config.net.experience[0], "replay", max_in_flight=1)
@@ -64,6 +67,7 @@ async def _consume(config: Config, seconds: float) -> float:
             now = time.monotonic()
             if first is None and now - began > seconds / 5:
                 first = (now, sum(totals.values()))
+                warm()
             if now - began > seconds * 1.2 and first is not None:
                 return (sum(totals.values()) - first[1]) / (now - first[0])
     finally:
@@ -76,19 +80,27 @@ def _start(process: Process) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, *process.argv], stdout=log, stderr=log)
 
 
-def headrace(config: Config, seconds: float) -> float:
-    """Steps per second through env-servers, inference-servers and the replay-server."""
+def headrace(config: Config, seconds: float, profiled: dict[str, Counter[str]] | None = None) -> float:
+    """Steps per second through env-, inference- and replay-servers; fills `profiled` if it is given."""
     with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "logs").mkdir()
         plan = local_plan(config, folder, folder)
-        children = [_start(process) for process in plan.processes if process.role != "learner"]
+        children = {process.name: _start(process) for process in plan.processes if process.role != "learner"}
         try:
-            return asyncio.run(_consume(plan.config, seconds))
+            if profiled is None:
+                return asyncio.run(_consume(plan.config, seconds))
+            pids = {name: child.pid for name, child in children.items()}
+            with ThreadPoolExecutor(1) as pool:
+                recordings: list[Future[dict[str, Counter[str]]]] = []
+                warm = lambda: recordings.append(pool.submit(profiles.record, pids, 0.8 * seconds))  # noqa: E731
+                rate = asyncio.run(_consume(plan.config, seconds, warm))
+                profiled |= recordings[0].result()
+                return rate
         finally:
-            for child in children:
+            for child in children.values():
                 child.terminate()
-            for child in children:
+            for child in children.values():
                 child.wait()
 
 
@@ -145,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="also say where the time goes, from one more run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     config = load(None, [*DEFAULTS, *arguments.overrides])
@@ -163,6 +176,10 @@ def main() -> None:
     for name, values in rates.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ours / middle:.2f} x |")
+    if arguments.profile:
+        shares: dict[str, Counter[str]] = {}
+        headrace(config, arguments.seconds, shares)
+        print("\n" + profiles.table(shares))
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def main() -> None:
         times = [seconds for seconds, _ in runs]
         middle = statistics.median(times)
         each = ", ".join(f"{t:.1f}" for t in times)
-        steps = statistics.median(steps for _, steps in runs)
-        print(f"| {name} | {middle:.1f} s | {max(times):.1f} s | {each} | {steps:,.0f} | {middle / ours:.1f} x |")
+        taken = statistics.median(steps for _, steps in runs)
+        print(f"| {name} | {middle:.1f} s | {max(times):.1f} s | {each} | {taken:,.0f} | {middle / ours:.1f} x |")
     print(f"\n100 evaluation episodes of Headrace's policy, each seed: {', '.join(f'{e:.1f}' for e in evaluations)}")
 
 

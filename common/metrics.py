@@ -5,12 +5,39 @@ Names are `headrace_<role>_<what>_<unit>`. Labels stay low in cardinality: table
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = tuple(float(2**k) for k in range(17))
 RETURNS = (-1e4, -3e3, -1e3, -300, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 200, 300, 400, 475, 500, 1e3, 3e3, 1e4)
 LENGTHS = tuple(float(10**k * m) for k in range(5) for m in (1, 2, 5))
+
+
+class BatchHistogram(Collector):
+    """A histogram that takes a whole array of observations at the price of one."""
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
+        self._name, self._text = name, text
+        self._bounds = np.array(buckets, np.float64)
+        self._counts = np.zeros(len(buckets) + 1, np.int64)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, values: np.ndarray) -> None:
+        """Counts `values` [N]."""
+        # "left": an observation equal to a bound belongs to that bound's bucket.
+        self._counts += np.bincount(self._bounds.searchsorted(values, "left"), minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*(str(bound) for bound in self._bounds.tolist()), "+Inf"]
+        counts = self._counts.cumsum().tolist()
+        yield HistogramMetricFamily(self._name, self._text, list(zip(bounds, counts, strict=True)), self._sum)
 
 
 class ServiceMetrics:
@@ -35,8 +62,8 @@ class EnvMetrics:
         self.steps = Counter(p + "steps", "Valid agent decisions inserted", registry=registry)
         self.frames = Counter(p + "frames", "Simulator ticks behind them", registry=registry)
         self.unrolls = Counter(p + "unrolls", "Unrolls inserted", registry=registry)
-        self.episode_return = Histogram(p + "episode_return", "Episode returns", buckets=RETURNS, registry=registry)
-        self.episode_length = Histogram(p + "episode_length_steps", "Lengths", buckets=LENGTHS, registry=registry)
+        self.episode_return = BatchHistogram(p + "episode_return", "Episode returns", RETURNS, registry)
+        self.episode_length = BatchHistogram(p + "episode_length_steps", "Lengths", LENGTHS, registry)
         self.act_seconds = Histogram(p + "act_seconds", "Round trip of an Act", buckets=SECONDS, registry=registry)
         self.step_seconds = Histogram(p + "step_seconds", "One group step", buckets=SECONDS, registry=registry)
 
@@ -82,6 +109,7 @@ class LearnerMetrics:
             registry=registry,
         )
         self.policy_lag_max = Gauge(p + "policy_lag_max_versions", "Largest lag in the last batch", registry=registry)
+        self.policy_lag_bound = Gauge(p + "policy_lag_bound_versions", "Largest lag allowed", registry=registry)
         self.queue_depth = Gauge(p + "queue_depth", "Batches fetched ahead", registry=registry)
         self.episode_return = Gauge(p + "episode_return", "Mean return of the last episodes", registry=registry)
         self.episode_length = Gauge(p + "episode_length_steps", "Mean length of the last episodes", registry=registry)
@@ -90,3 +118,7 @@ class LearnerMetrics:
         self.skipped = Counter(p + "skipped_updates", "Updates skipped as not finite", registry=registry)
         self.loss = Gauge(p + "loss", "Losses and other scalars of the last update", ["name"], registry=registry)
         self.checkpoints = Counter(p + "checkpoints", "Checkpoints written", registry=registry)
+        self.disk_free = Gauge(p + "disk_free_bytes", "Free bytes where the run is kept", registry=registry)
+        self.disk_size = Gauge(p + "disk_size_bytes", "All bytes where the run is kept", registry=registry)
+        self.job = Gauge(p + "job_info", "1, for the job's names", ["algorithm", "env", "run"], registry=registry)
+        self.stop = Gauge(p + "stop_limit", "What ends the job, by setting of stop", ["setting"], registry=registry)

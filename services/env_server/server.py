@@ -100,9 +100,8 @@ class Group:
         self._metrics.unrolls.inc()
         self._metrics.steps.inc(steps - self.steps)
         self._metrics.frames.inc(frames - self.frames)
-        for episode_return, length in zip(arrays["episode_returns"], arrays["episode_lengths"], strict=True):
-            self._metrics.episode_return.observe(float(episode_return))
-            self._metrics.episode_length.observe(int(length))
+        self._metrics.episode_return.observe(arrays["episode_returns"])
+        self._metrics.episode_length.observe(arrays["episode_lengths"])
         self.unrolls, self.steps, self.frames = number, steps, frames
         return inserted.min_version
 
