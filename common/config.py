@@ -12,6 +12,7 @@ import argparse
 import difflib
 import os
 import random
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,23 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ENVIRONMENT_PREFIX = "HEADRACE_"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3e-4 is a number, as in YAML 1.2; in YAML 1.1 it is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that _Loader would take for a number."""
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
 class Section(BaseModel):
     """A frozen section that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -159,6 +173,17 @@ class Config(Section):
                         f"{key} names table {name!r}, which replay.tables does not have",
                         f"use one of {sorted(tables)} or add it to replay.tables",
                     )
+        if self.learner.table not in self.rollout.tables:
+            raise ConfigError(
+                f"learner.table={self.learner.table} would deadlock: rollout.tables={[*self.rollout.tables]} lack it",
+                f"add {self.learner.table} to rollout.tables, or set learner.table to one of them",
+            )
+        for name in self.rollout.tables:
+            if tables[name].kind == "fifo" and name != self.learner.table:
+                raise ConfigError(
+                    f"rollout.tables names fifo table {name!r}, which would deadlock: nobody draws from it",
+                    f"leave it out, or set learner.table to {name}",
+                )
         for name, table in tables.items():
             if table.samples_per_insert and name != self.learner.table:
                 raise ConfigError(
@@ -189,7 +214,7 @@ class Config(Section):
             )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def load(
@@ -252,8 +277,7 @@ def merge(tree: dict[str, Any], overlay: Mapping[str, Any]) -> None:
 def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
     """Turns `a.b` and a YAML value into {"a": {"b": value}}."""
     try:
-        # YAML 1.1 reads 3e-4 as text; pydantic turns it into a number where one is due, opaque sections need it here.
-        parsed = _number(yaml.safe_load(value))
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {value!r} is not YAML", "quote it") from error
     tree: Any = parsed
@@ -262,31 +286,22 @@ def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
     return dict(tree)
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    return value
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         close = difflib.get_close_matches(str(path), near, n=1, cutoff=0.3)
         raise ConfigError(
             f"no config file {path}", f"did you mean {close[0]}?" if close else "check the path"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "mend the file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "name a file that can be read") from error
     if not isinstance(tree or {}, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping", "write sections and keys")
-    return {key: _number(value) for key, value in (tree or {}).items()}
+    return dict(tree or {})
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:

@@ -116,14 +116,17 @@ class _Socket:
 
     def send(self, frames: list[Any]) -> bool:
         """Sends now or not at all; False says that the peer is not there."""
+        if self._closed:
+            return False
         try:
             self._zmq.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            sent = True
         except zmq.ZMQError:
-            return False
-        # The fd is edge-triggered and sending may have consumed the edge of a message that came meanwhile.
+            sent = False
+        # The fd is edge-triggered, and even trying to send may consume the edge of a message that came meanwhile.
         if not self._draining and int(self._zmq.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
-        return True
+        return sent
 
     def close(self) -> None:
         if not self._closed:

@@ -130,14 +130,15 @@ class FifoTable:
         self._polled = now
         if self._wanted is not None:
             self._discard_stale(self._wanted.version)
+            while self._admit():
+                self._discard_stale(self._wanted.version)
             taken, missing = self._take_synchronous(now) if self.synchronous else (self._take(self._wanted.n), ())
             if taken:
                 self.samples += len(taken)
                 self._kept = taken
                 self._answers.append(Drawn(self._wanted.token, tuple(i.unroll for i in taken), missing=missing))
                 self._wanted = None
-        while self._parked and len(self._queue) < self._capacity:
-            self._store(self._parked.popleft())
+        self._admit()
         self._held = tuple(side for side, held in (("sample", self._wanted), ("insert", self._parked)) if held)
         answers, self._answers = self._answers, []
         return answers
@@ -157,6 +158,13 @@ class FifoTable:
             return f"{len(self._queue)} of {self._wanted.n if self._wanted else 0} unrolls are here"
         late = self._late()
         return f"waits for unrolls of {', '.join(late[:3])}" if late else "no env-server is here"
+
+    def _admit(self) -> bool:
+        """Stores what waits for room while there is some; says whether any did."""
+        parked = len(self._parked)
+        while self._parked and len(self._queue) < self._capacity:
+            self._store(self._parked.popleft())
+        return len(self._parked) < parked
 
     def _store(self, item: _Item) -> None:
         self._queue.append(item)

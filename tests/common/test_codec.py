@@ -118,7 +118,7 @@ def test_an_array_that_is_not_of_plain_numbers_cannot_be_sent(array: np.ndarray)
 
 def test_received_arrays_are_read_only_views_of_their_frames() -> None:
     sent = np.arange(1000, dtype=np.float64)
-    frames = wire(Actions(0, {"a": sent}))
+    frames = [bytearray(frame) for frame in wire(Actions(0, {"a": sent}))]
     message, _ = decode(frames)
     assert isinstance(message, Actions)
     received = message.arrays["a"]
@@ -195,10 +195,10 @@ HOSTILE = {
     "a mapping that claims 2**32 items": [b"\xdf\xff\xff\xff\xff"],
     "text that claims 2**32 bytes": [b"\xdb\xff\xff\xff\xff"],
     "lists in lists in lists": [b"\x91" * 5000 + b"\x90"],
-    "deep lists as kind": [header(0)[:1] + b"\x91" * 900 + b"\x90" + header(0)[2:]],
-    "deep lists as a field": [header(3, fields=[1])[:-3] + b"\x91" + b"\x91" * 900 + b"\x90" + b"\x90"],
-    "deep lists as an array": [header(3)[:-1] + b"\x91" + b"\x91" * 900 + b"\x90", b""],
-    "deep lists after the header": [header(14, fields=[]) + b"\x91" * 900 + b"\x90"],
+    "deep lists as kind": [header(0)[:1] + b"\x91" * 1000 + b"\x90" + header(0)[2:]],
+    "deep lists as a field": [header(3, fields=[1])[:-3] + b"\x91" + b"\x91" * 1000 + b"\x90" + b"\x90"],
+    "deep lists as an array": [header(3)[:-1] + b"\x91" + b"\x91" * 1000 + b"\x90", b""],
+    "deep lists after the header": [header(14, fields=[]) + b"\x91" * 1000 + b"\x90"],
     "invalid UTF-8": [b"\x97\x10\x01\x02\x03\x01\x93\xa1\xff\xa0\xa0\x90"],
     "an extension type without data": [b"\x97\x0b\x01\x02\x03\x01\x91\xc7\x00\x05\x90"],
     "an extension type in a mapping": [

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import random
 import socket
 import threading
@@ -20,6 +21,7 @@ from common.errors import ConfigError, Finished, PeerLost, ProtocolError, Remote
 from common.messages import PROTOCOL, Act, Actions, Error, GetWeights, Hello, Inserted, NotModified, Ok, Sample, Welcome
 from common.metrics import ServiceMetrics
 from common.transport import Client, Server, Ticket, check_address
+from common.types import new_life
 
 NET = NetConfig(resend_s=0.15, deadline_s=0.5, give_up_s=30.0)
 Handle = Callable[[Ticket], None]
@@ -152,7 +154,7 @@ async def test_a_parked_request_is_kept_alive_by_waits_that_say_why(bench: Bench
     desk, heard = Desk(), []
     desk.park = True
     bench.server(ipc, desk)
-    net = NET.model_copy(update={"deadline_s": 0.2, "give_up_s": 0.4, "resend_s": 0.2})
+    net = NET.model_copy(update={"deadline_s": 0.2, "give_up_s": 0.4, "resend_s": 0.6})
     client = bench.client(ipc, net=net, waiting=heard.append)
     request = asyncio.create_task(client.request(ask(3)))
     await until(lambda: desk.parked, "the request")
@@ -162,6 +164,7 @@ async def test_a_parked_request_is_kept_alive_by_waits_that_say_why(bench: Bench
     assert await request == NotModified(3)
     assert len(desk.handled) == 1
     assert bench.count(client, "stalled_peers_total") == 0
+    assert bench.count(client, "resent_requests_total") == 0
     assert f"waits for the replay-server at {ipc}: the table is full" in heard
     assert heard[-1] is None
 
@@ -219,6 +222,16 @@ async def test_a_repeated_request_number_gets_the_first_answer_again(bench: Benc
         raw.socket.send_multipart(encode(ask(6), Envelope(3, 7, server.life, 3)))
         assert [(await raw.receive())[0] for _ in range(2)] == [NotModified(5), NotModified(6)]
         assert len(desk.handled) == 3
+
+
+async def test_a_request_to_another_life_of_the_server_is_not_handled(bench: Bench, ipc: str) -> None:
+    desk = Desk()
+    server = bench.server(ipc, desk)
+    with Raw(ipc) as raw:
+        await raw.greet(Hello(PROTOCOL, "env", "env-0", 7))
+        raw.socket.send_multipart(encode(ask(4), Envelope(1, 7, server.life + 1, 1)))
+        assert (await raw.receive())[0] == Error("new_life", "say Hello first")
+        assert desk.handled == []
 
 
 async def test_a_server_forgets_the_replies_that_are_acknowledged(bench: Bench, address: str) -> None:
@@ -522,17 +535,16 @@ def test_an_address_that_can_be_used_is_taken(address: str, security: str) -> No
     check_address(address, security)
 
 
-def garbage(seed: int, life: int, server_life: int) -> Iterator[list[Any]]:
+def garbage(seed: int, lives: list[int], server_life: int) -> Iterator[list[Any]]:
     """Gives random multiparts for ever: random bytes, damaged messages, and whole ones that mean nothing here."""
     rng = random.Random(seed)
     good: list[Any] = [ask(), GetWeights(1), Inserted(3), Act(0, 2, 0, 0, {"first": np.ones(2, bool)}), Ok()]
-    n = 0
-    while True:
-        n += 1
+    for n in itertools.count(1):
         if rng.random() < 0.3:
             yield [rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 4))]
             continue
-        frames = [bytearray(memoryview(frame)) for frame in encode(rng.choice(good), Envelope(n, life, server_life, n))]
+        envelope = Envelope(n, rng.choice(lives), server_life, n)
+        frames = [bytearray(memoryview(frame)) for frame in encode(rng.choice(good), envelope)]
         if rng.random() < 0.9:
             frame = rng.choice(frames)
             frame[rng.randrange(len(frame))] ^= rng.randrange(1, 256)
@@ -540,20 +552,25 @@ def garbage(seed: int, life: int, server_life: int) -> Iterator[list[Any]]:
 
 
 async def test_a_server_survives_100_000_random_multiparts(bench: Bench, ipc: str) -> None:
-    server = bench.server(ipc, Desk())
-    client = bench.client(ipc)
+    desk = Desk()
+    server = bench.server(ipc, desk)
+    client = bench.client(ipc, life=new_life())
     await client.welcome()
     with Raw(ipc) as raw:
-        await raw.greet(Hello(PROTOCOL, "env", "env-1", 8))
+        lives = [new_life() for _ in range(200)]
+        for i, life in enumerate(lives, 1):
+            await raw.greet(Hello(PROTOCOL, "env", f"env-{i}", life))
 
         def send() -> None:
-            source = garbage(1, 8, server.life)
-            for _ in range(100_000):
-                raw.socket.send_multipart(next(source), copy=True)
+            for frames in itertools.islice(garbage(1, lives, server.life), 100_000):
+                raw.socket.send_multipart(frames)
 
         thread = threading.Thread(target=send)
         thread.start()
         await until(lambda: not thread.is_alive(), "all are sent")
         thread.join()
         assert await client.request(ask(9)) == NotModified(9)
-    assert bench.count(server, "errors_total", code="protocol") > 10_000
+    await until(lambda: not server._connections - 1, "all of it is read")
+    assert bench.count(server, "errors_total", code="protocol") > 30_000
+    assert len(desk.handled) > 1_000
+    assert bench.count(server, "requests_parked") == 0
