@@ -25,7 +25,7 @@ from common.config import Config, service_arguments
 from common.errors import ConfigError, Finished, HeadraceError
 from common.messages import PROTOCOL, Hello
 from common.metrics import ServiceMetrics
-from common.transport import Client
+from common.transport.client import Client
 from common.types import new_life
 
 log = logging.getLogger("headrace.service")

@@ -15,7 +15,7 @@ import numpy as np
 from common.messages import Act, Actions, Insert, Inserted
 from common.metrics import EnvMetrics
 from common.service import Context, connect, until_stopped
-from common.transport import Client
+from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
 from services.env_server.backends import Backend, Finals, make_backend
 from services.env_server.rollout import Rollout

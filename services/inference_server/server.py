@@ -14,7 +14,8 @@ from common.errors import Finished, ProtocolError
 from common.messages import PROTOCOL, Act, Actions, GetWeights, Hello, NotModified, Weights, Welcome
 from common.metrics import InferenceMetrics
 from common.service import Context, connect, until_stopped
-from common.transport import Client, Server, Ticket
+from common.transport.client import Client
+from common.transport.server import Server, Ticket
 from common.types import EnvSpec, version_updates
 from services.inference_server.batcher import Batcher
 from services.inference_server.runner import Runner

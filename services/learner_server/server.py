@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import math
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,8 @@ from common.messages import (
 from common.metrics import LearnerMetrics
 from common.rl.algorithms.base import NonFiniteUpdate
 from common.service import Context, connect
-from common.transport import Client, Server, Ticket
+from common.transport.client import Client
+from common.transport.server import Server, Ticket
 from common.types import EnvSpec, make_version
 from services.learner_server.checkpoint import Checkpoints
 from services.learner_server.logger import Logger
@@ -87,7 +89,8 @@ class Learner:
         self._config = config
         self._weights = weights
         self._replay = replay
-        self._metrics = LearnerMetrics(context.registry)
+        self._metrics = _metrics(context, run_dir)
+        self._run_dir = run_dir
         self._tally = Tally(config.stop)
         self._checkpoints = Checkpoints(run_dir, config.learner.checkpoint.keep)
         self._logger = Logger(run_dir)
@@ -220,6 +223,9 @@ class Learner:
     def _log(self, trainer: Trainer) -> None:
         self._logged = time.monotonic()
         self._logger.write(self._row(trainer), self._scalars)
+        disk = shutil.disk_usage(self._run_dir)
+        self._metrics.disk_free.set(disk.free)
+        self._metrics.disk_size.set(disk.total)
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = time.monotonic()
@@ -264,6 +270,16 @@ class Learner:
             self._weights.server.finish(f"the learner has reached its goal: {outcome}")
             await self._weights.server.drained(self._config.net.linger_s)
         self._pool.shutdown()
+
+
+def _metrics(context: Context, run_dir: Path) -> LearnerMetrics:
+    """Gives the learner's metrics with what is known of the job before it starts."""
+    metrics, config = LearnerMetrics(context.registry), context.config
+    metrics.job.labels(str(config.algorithm.get("name", "?")), config.env.id, str(run_dir)).set(1)
+    metrics.policy_lag_bound.set(config.replay.max_policy_lag)
+    for setting, limit in config.stop.model_dump(exclude={"episodes"}, exclude_defaults=True).items():
+        metrics.stop.labels(setting).set(limit)
+    return metrics
 
 
 async def run(context: Context) -> None:

@@ -23,7 +23,7 @@ from common.messages import (
 )
 from common.metrics import ReplayMetrics
 from common.service import Context, until_stopped
-from common.transport import Server, Ticket
+from common.transport.server import Server, Ticket
 from common.types import EnvSpec
 from services.replay_server.fifo import FifoTable
 from services.replay_server.ledger import Ledger

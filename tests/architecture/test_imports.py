@@ -39,5 +39,6 @@ def test_the_import_contracts_hold() -> None:
 
 
 def test_what_is_to_be_read_in_an_afternoon_has_at_most_4000_lines() -> None:
-    files = [*(ROOT / "common").glob("*.py"), *(ROOT / "services").glob("*_server/*.py")]
+    files = [*(ROOT / "common").glob("*.py"), *(ROOT / "common" / "transport").glob("*.py")]
+    files += (ROOT / "services").glob("*_server/*.py")
     assert sum(bool(line.strip()) for path in files for line in path.read_text().splitlines()) <= 4000

@@ -14,13 +14,15 @@ from jobs import short_dir, until
 from prometheus_client import CollectorRegistry
 from proxies import Proxy
 
-from common import transport
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
 from common.errors import ConfigError, Finished, PeerLost, ProtocolError, RemoteError
 from common.messages import PROTOCOL, Act, Actions, Error, GetWeights, Hello, Inserted, NotModified, Ok, Sample, Welcome
 from common.metrics import ServiceMetrics
-from common.transport import Client, Server, Ticket, check_address
+from common.transport import client, server
+from common.transport.client import Client
+from common.transport.server import Server, Ticket
+from common.transport.socket import check_address
 from common.types import new_life
 
 NET = NetConfig(resend_s=0.15, deadline_s=0.5, give_up_s=30.0)
@@ -29,8 +31,9 @@ Handle = Callable[[Ticket], None]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "TICK_S", 0.02)
-    monkeypatch.setattr(transport, "WAIT_EVERY_S", 0.1)
+    monkeypatch.setattr(client, "TICK_S", 0.02)
+    monkeypatch.setattr(server, "TICK_S", 0.02)
+    monkeypatch.setattr(server, "WAIT_EVERY_S", 0.1)
 
 
 @pytest.fixture

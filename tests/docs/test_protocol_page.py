@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common import codec, errors, transport, types
+from common import codec, errors, types
 from common.messages import KINDS, PROTOCOL
+from common.transport import server
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 WORDS = {
@@ -69,7 +70,7 @@ def test_version_limits_and_dtypes_are_the_codes() -> None:
     named = re.search(r"as numpy writes them: (.*)\.$", PAGE, re.MULTILINE)
     assert named is not None
     assert set(named.group(1).replace("`", "").split()) == set(codec.DTYPES)
-    assert f"gets a Wait every {transport.WAIT_EVERY_S:g} s" in PAGE
+    assert f"gets a Wait every {server.WAIT_EVERY_S:g} s" in PAGE
 
 
 def test_error_codes_are_those_that_a_server_answers_with() -> None:

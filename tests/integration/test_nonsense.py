@@ -38,7 +38,8 @@ from common.messages import (
     Welcome,
 )
 from common.service import Context, make_context
-from common.transport import Client, Server
+from common.transport.client import Client
+from common.transport.server import Server
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
 from services.inference_server.server import InferenceServer
 from services.learner_server.server import WeightsServer

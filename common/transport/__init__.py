@@ -1,0 +1,1 @@
+"""Requests and replies over ZeroMQ: `server.Server` answers, `client.Client` asks. Nothing else imports zmq."""

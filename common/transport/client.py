@@ -1,0 +1,236 @@
+"""The Client: a DEALER whose requests stay in flight until they are answered, and which says aloud when they are not.
+
+It sends an unanswered request again under the same number, through reconnecting and through restarts of the server.
+Knows nothing of what messages mean, but for Hello, Welcome, Wait and Error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from common.codec import Envelope, decode, encode, nbytes
+from common.config import NetConfig
+from common.errors import Finished, PeerLost, ProtocolError, RemoteError
+from common.messages import Error, Hello, Message, Wait, Welcome
+from common.metrics import ServiceMetrics
+from common.transport.socket import Socket, check_address
+
+log = logging.getLogger("headrace.transport")
+
+TICK_S = 0.25
+
+
+class _Request:
+    """A request in flight."""
+
+    __slots__ = ("future", "heard", "message", "resend_s", "sent")
+
+    def __init__(self, message: Message, future: asyncio.Future[Any]) -> None:
+        self.message = message
+        self.future = future
+        self.sent = self.heard = time.monotonic()
+        self.resend_s = 1.0
+
+
+class Client:
+    """Asks the server at `address`, for as long as it takes, and says aloud when it does not answer.
+
+    A request stays in flight under its number through re-sending, reconnecting and restarts of the server, until it is
+    answered or the peer has been silent for `net.give_up_s` (PeerLost). `waiting(text | None)` hears whom this client
+    waits for.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        peer: str,
+        hello: Hello,
+        *,
+        net: NetConfig,
+        metrics: ServiceMetrics,
+        max_in_flight: int,
+        waiting: Callable[[str | None], None] | None = None,
+    ) -> None:
+        check_address(address, net.security)
+        self.address = address
+        self.peer = f"{peer} at {address}"
+        self._hello = hello
+        self._net = net
+        self._metrics = metrics
+        self._max_in_flight = max_in_flight
+        self._report = waiting or (lambda text: None)
+        self._reported: str | None = None
+        self._requests: dict[int, _Request] = {}
+        self._n = 0
+        self.server_life = 0
+        self._ready = False
+        self._heard = time.monotonic()
+        self._stalled = False
+        self._hello_backoff = 0.1
+        self._next_hello = 0.0
+        self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        # Nobody may be waiting for it when it fails: that is no error of its own.
+        self._welcome.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._socket = Socket(self._receive, self._connected, serves=False)
+        self._socket.open(address)
+        self._waiting(f"waits for the {self.peer}")
+        self._tick_handle = asyncio.get_running_loop().call_soon(self._tick)
+
+    async def welcome(self) -> Welcome:
+        """Gives the server's first answer to Hello; raises PeerLost, Finished or RemoteError."""
+        return await asyncio.shield(self._welcome)
+
+    async def request(self, message: Message) -> Any:
+        """Gives the reply; raises Finished, RemoteError with the peer's code, or PeerLost."""
+        if len(self._requests) >= self._max_in_flight:
+            raise RuntimeError(f"more than {self._max_in_flight} requests in flight to the {self.peer}")
+        self._n += 1
+        n = self._n
+        # Stored before it is sent: over inproc the answer may come first.
+        request = self._requests[n] = _Request(message, asyncio.get_running_loop().create_future())
+        request.resend_s = self._net.resend_s
+        if len(self._requests) == 1:
+            self._heard, self._stalled = request.sent, False
+        self._metrics.in_flight.inc()
+        try:
+            if self._ready:
+                self._send(n, request)
+            return await request.future
+        finally:
+            self._requests.pop(n, None)
+            self._metrics.in_flight.dec()
+
+    def close(self) -> None:
+        self._tick_handle.cancel()
+        self._socket.close()
+        if not self._welcome.done():
+            self._welcome.cancel()
+
+    def _waiting(self, text: str | None) -> None:
+        if text != self._reported:
+            self._reported = text
+            self._report(text)
+
+    def _send(self, n: int, request: _Request) -> None:
+        frames = encode(request.message, Envelope(n, self._hello.life, self.server_life, min(self._requests)))
+        self._metrics.bytes_out.labels(type(request.message).__name__).inc(nbytes(frames))
+        self._socket.send(frames)
+
+    def _say_hello(self) -> None:
+        self._next_hello = time.monotonic() + self._hello_backoff * random.uniform(0.5, 1.5)
+        self._hello_backoff = min(self._hello_backoff * 1.5, 2.0)
+        self._socket.send(encode(self._hello, Envelope(0, self._hello.life, 0, 0)))
+
+    def _connected(self, up: bool) -> None:
+        self._ready = False
+        if up:
+            self._hello_backoff = 0.1
+            self._say_hello()
+        elif self.server_life:
+            log.warning("lost the %s; reconnecting", self.peer)
+            self._waiting(f"lost the {self.peer}")
+
+    def _receive(self, frames: list[Any]) -> None:
+        try:
+            message, envelope = decode(frames)
+        except ProtocolError as error:
+            self._metrics.errors.labels(error.code).inc()
+            log.error("the %s sent %s", self.peer, error)
+            return
+        self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
+        self._hear()
+        if isinstance(message, Wait):
+            self._wait(message, envelope.n)
+        elif isinstance(message, Error) and message.code == "new_life":
+            if self._ready:
+                self._ready = False
+                self._say_hello()
+        elif envelope.n == 0:
+            self._greeted(message)
+        elif envelope.sender == self.server_life and (request := self._requests.get(envelope.n)) is not None:
+            self._answer(request.future, message)
+            self._waiting(None)
+
+    def _hear(self) -> None:
+        if self._stalled:
+            self._stalled = False
+            log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
+        self._heard = time.monotonic()
+
+    def _wait(self, wait: Wait, n: int) -> None:
+        self._waiting(f"waits for the {self.peer}: {wait.reason}")
+        if n == 0:
+            self._next_hello = self._heard + self._net.resend_s
+        elif (request := self._requests.get(n)) is not None:
+            request.heard = self._heard
+
+    def _greeted(self, message: Message) -> None:
+        if isinstance(message, Error):
+            for future in self._futures():
+                self._answer(future, message)
+        if not isinstance(message, Welcome):
+            return
+        if self._ready and message.life == self.server_life:
+            return
+        if self.server_life and message.life != self.server_life:
+            log.warning("the %s has restarted; sending %d requests again", self.peer, len(self._requests))
+        self.server_life = message.life
+        self._ready = True
+        self._waiting(None)
+        if not self._welcome.done():
+            self._welcome.set_result(message)
+        for n, request in list(self._requests.items()):
+            request.heard = time.monotonic()
+            self._send(n, request)
+
+    @staticmethod
+    def _answer(future: asyncio.Future[Any], message: Message) -> None:
+        if future.done():
+            return
+        if not isinstance(message, Error):
+            future.set_result(message)
+        elif message.code == Finished.code:
+            future.set_exception(Finished(message.message, message.remedy))
+        else:
+            future.set_exception(RemoteError(message.code, message.message, message.remedy))
+
+    def _tick(self) -> None:
+        self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        now = time.monotonic()
+        if not self._ready:
+            if now >= self._next_hello:
+                self._say_hello()
+        else:
+            for n, request in self._requests.items():
+                if now - request.heard >= request.resend_s:
+                    request.heard = now
+                    request.resend_s = min(2 * request.resend_s, self._net.deadline_s)
+                    self._metrics.resends.inc()
+                    self._send(n, request)
+        if self._requests or not self._welcome.done():
+            self._watch(now - self._heard)
+
+    def _watch(self, silent_s: float) -> None:
+        """Says once that the peer is silent past its deadline, and gives up on it after much longer."""
+        if silent_s >= self._net.deadline_s and not self._stalled:
+            self._stalled = True
+            self._metrics.stalls.inc()
+            kinds = sorted({type(r.message).__name__ for r in self._requests.values()}) or ["Hello"]
+            text = f"no answer from the {self.peer} to {', '.join(kinds)} for {silent_s:.0f} s"
+            log.error("%s; still asking", text)
+            self._waiting(text)
+        if silent_s >= self._net.give_up_s:
+            error = PeerLost(
+                f"the {self.peer} has been silent for {silent_s:.0f} s", "is it running? see net.give_up_s"
+            )
+            for future in self._futures():
+                if not future.done():
+                    future.set_exception(error)
+
+    def _futures(self) -> list[asyncio.Future[Any]]:
+        return [self._welcome, *(request.future for request in self._requests.values())]

@@ -1,0 +1,229 @@
+"""The Server: a ROUTER that hands each new request to its role as a Ticket, once, and repeats kept replies.
+
+A request's number is handled once per client life; its reply is kept until the client acknowledges it. Knows nothing of
+what messages mean, but for Hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from common.codec import Envelope, decode, encode, nbytes
+from common.config import NetConfig
+from common.errors import Finished, HeadraceError, ProtocolError
+from common.messages import PROTOCOL, Error, Hello, Message, Wait
+from common.metrics import ServiceMetrics
+from common.transport.socket import Socket, check_address
+from common.types import new_life
+
+log = logging.getLogger("headrace.transport")
+
+WAIT_EVERY_S = 2.0
+TICK_S = 0.25
+MAX_CLIENTS = 4096
+# Of one client: far above what ours keep in flight.
+MAX_UNACKNOWLEDGED = 1024
+MAX_ERROR_TEXT = 4000
+
+
+def _error(code: str, message: str, remedy: str) -> Error:
+    """Gives an Error that the codec carries, however much of a request its text quotes."""
+    return Error(code, message[:MAX_ERROR_TEXT], remedy[:MAX_ERROR_TEXT])
+
+
+class Ticket:
+    """A request that a server owes an answer; `reason` is what its asker is told while it waits."""
+
+    __slots__ = ("_server", "client", "message", "n", "reason", "waited")
+
+    def __init__(self, server: Server, client: _Peer, n: int, message: Message) -> None:
+        self._server = server
+        self.client = client
+        self.n = n
+        self.message = message
+        self.reason = "queued"
+        self.waited = time.monotonic()
+
+    def reply(self, message: Message) -> None:
+        """Answers, once; a second answer, or one to a client that was replaced, is dropped."""
+        self._server._reply(self, message)
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answers with an Error."""
+        self.reply(_error(error.code, error.message, error.remedy))
+
+
+class _Peer:
+    """What a server remembers of one client life."""
+
+    __slots__ = ("ack", "done", "heard", "hello", "identity", "pending")
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello = hello
+        self.identity: Any = b""
+        self.ack = 1
+        self.pending: dict[int, Ticket] = {}
+        self.done: dict[int, list[Any]] = {}
+        self.heard = time.monotonic()
+
+
+class Server:
+    """Binds `address` and gives each new request to `handle` as a Ticket, to be answered now or later.
+
+    `gone`, if given, hears of client lives that a newer life of the same name has replaced.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        handle: Callable[[Ticket], None],
+        *,
+        net: NetConfig,
+        metrics: ServiceMetrics,
+        gone: Callable[[Hello], None] | None = None,
+    ) -> None:
+        check_address(address, net.security)
+        self.address = address
+        self.life = new_life()
+        self._handle = handle
+        self._gone = gone
+        self._metrics = metrics
+        self._peers: dict[int, _Peer] = {}
+        self._connections = 0
+        self._finished: Finished | None = None
+        self._socket = Socket(self._receive, self._connected, serves=True)
+        self._socket.open(address)
+        self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def finish(self, reason: str) -> None:
+        """Answers every request, parked or to come, with a `finished` Error."""
+        self._finished = Finished(reason, "nothing is left to do")
+        for peer in self._peers.values():
+            for ticket in list(peer.pending.values()):
+                ticket.fail(self._finished)
+
+    async def drained(self, linger_s: float) -> None:
+        """Returns when every client has disconnected, or after `linger_s`."""
+        end = time.monotonic() + linger_s
+        while self._connections > 0 and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self._tick_handle.cancel()
+        self._socket.close()
+
+    def _connected(self, up: bool) -> None:
+        self._connections = max(0, self._connections + (1 if up else -1))
+
+    def _receive(self, frames: list[Any]) -> None:
+        identity = frames[0].bytes
+        try:
+            message, envelope = decode(frames[1:])
+        except ProtocolError as error:
+            self._metrics.errors.labels(error.code).inc()
+            reply = Error(error.code, error.message, "speak the protocol of docs/protocol.md")
+            self._socket.send([identity, *encode(reply, Envelope(0, self.life, 0, 0))])
+            return
+        self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
+        if isinstance(message, Hello):
+            self._greet(identity, message, envelope)
+            return
+        peer = self._peers.get(envelope.sender)
+        if peer is None or envelope.receiver != self.life:
+            # Addressed to an earlier life of ours: the client must say Hello to this one first.
+            self._send(
+                identity, Error("new_life", "say Hello first"), Envelope(envelope.n, self.life, envelope.sender, 0)
+            )
+            return
+        peer.identity, peer.heard = identity, time.monotonic()
+        self._forget_acknowledged(peer, envelope.ack)
+        n = envelope.n
+        if n in peer.done:
+            self._socket.send([identity, *peer.done[n]])
+        elif n >= peer.ack and n not in peer.pending:
+            if len(peer.pending) + len(peer.done) >= MAX_UNACKNOWLEDGED:
+                log.error("%s has %d requests unacknowledged; one more is dropped", peer.hello.name, MAX_UNACKNOWLEDGED)
+                return
+            self._dispatch(peer, n, message)
+
+    def _greet(self, identity: bytes, hello: Hello, envelope: Envelope) -> None:
+        if hello.protocol != PROTOCOL:
+            text = f"{hello.name} speaks protocol {hello.protocol}, this server speaks {PROTOCOL}"
+            error = _error("protocol_version", text, "run one version everywhere")
+            self._send(identity, error, envelope._replace(sender=self.life))
+            return
+        peer = self._peers.get(hello.life)
+        if peer is None:
+            self._replace_earlier_lives(hello)
+            peer = self._peers[hello.life] = _Peer(hello)
+            log.info("%s says Hello", hello.name)
+        peer.identity, peer.heard, peer.hello = identity, time.monotonic(), hello
+        if 0 not in peer.pending:
+            self._dispatch(peer, 0, hello)
+
+    def _replace_earlier_lives(self, hello: Hello) -> None:
+        earlier = [life for life, peer in self._peers.items() if peer.hello.name == hello.name]
+        if len(self._peers) >= MAX_CLIENTS and not earlier:
+            earlier = [min(self._peers, key=lambda life: self._peers[life].heard)]
+        for life in earlier:
+            gone = self._peers.pop(life)
+            self._metrics.parked.dec(len(gone.pending))
+            gone.pending.clear()
+            if self._gone is not None:
+                self._gone(gone.hello)
+
+    def _dispatch(self, peer: _Peer, n: int, message: Message) -> None:
+        ticket = Ticket(self, peer, n, message)
+        peer.pending[n] = ticket
+        self._metrics.parked.inc()
+        if self._finished is not None:
+            ticket.fail(self._finished)
+            return
+        try:
+            self._handle(ticket)
+        except HeadraceError as error:
+            ticket.fail(error)
+        except Exception as error:
+            log.exception("%s from %s failed", type(message).__name__, peer.hello.name)
+            remedy = f"see the log of the server at {self.address}"
+            ticket.reply(_error("internal", f"{type(error).__name__}: {error}", remedy))
+
+    def _reply(self, ticket: Ticket, message: Message) -> None:
+        peer, n = ticket.client, ticket.n
+        if peer.pending.get(n) is not ticket:
+            return
+        # First, for it raises where a message cannot be encoded: the ticket then still stands for an Error.
+        frames = self._send(peer.identity, message, Envelope(n, self.life, peer.hello.life, 0))
+        del peer.pending[n]
+        self._metrics.parked.dec()
+        if isinstance(message, Error):
+            self._metrics.errors.labels(message.code).inc()
+        if n:
+            peer.done[n] = frames
+
+    def _send(self, identity: bytes, message: Message, envelope: Envelope) -> list[Any]:
+        frames = encode(message, envelope)
+        self._metrics.bytes_out.labels(type(message).__name__).inc(nbytes(frames))
+        # A peer that is not there asks again when it is back, and gets the kept frames.
+        self._socket.send([identity, *frames])
+        return frames
+
+    @staticmethod
+    def _forget_acknowledged(peer: _Peer, ack: int) -> None:
+        if ack > peer.ack:
+            peer.ack = ack
+            for n in [n for n in peer.done if n < ack]:
+                del peer.done[n]
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for peer in self._peers.values():
+            for n, ticket in peer.pending.items():
+                if now - ticket.waited >= WAIT_EVERY_S:
+                    ticket.waited = now
+                    self._send(peer.identity, Wait(ticket.reason), Envelope(n, self.life, peer.hello.life, 0))
+        self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)

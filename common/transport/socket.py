@@ -1,0 +1,160 @@
+"""A ZeroMQ socket on an asyncio loop: multiparts in and out without blocking, and news of connections.
+
+The only import of zmq. Knows nothing of messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from common.errors import ConfigError
+
+log = logging.getLogger("headrace.transport")
+
+_BURST = 64
+_OPTIONS = {
+    zmq.LINGER: 1000,
+    zmq.CONNECT_TIMEOUT: 5000,
+    zmq.HEARTBEAT_IVL: 10_000,
+    # Long: a large frame on a slow link must not look like a dead peer. A process that dies is seen by its disconnect.
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+}
+_IPC_PATH_BYTES = 100
+
+
+def check_address(address: str, security: str) -> None:
+    """Raises ConfigError for an address that would fail later, or send plain tcp off this machine unasked."""
+    scheme, _, rest = address.partition("://")
+    if scheme == "inproc" and rest:
+        return
+    if scheme == "ipc" and rest:
+        if len(rest.encode()) > _IPC_PATH_BYTES:
+            raise ConfigError(f"the ipc path {rest} is longer than {_IPC_PATH_BYTES} bytes", "use a shorter directory")
+        return
+    try:
+        url = urlsplit(address)
+        host = url.hostname if scheme == "tcp" and url.port is not None else None
+    except ValueError:
+        host = None
+    if not host:
+        raise ConfigError(f"net address {address!r} is none", "use tcp://host:port, ipc:///path or inproc://name")
+    if security != "plain" and not _is_loopback(host):
+        raise ConfigError(
+            f"net address {address} would carry unencrypted tcp off this machine",
+            "set net.security=plain if the network is private",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Socket:
+    """A ZeroMQ socket that hands each multipart it receives to `receive`, and says when connections come and go."""
+
+    def __init__(
+        self, receive: Callable[[list[Any]], None], connected: Callable[[bool], None], *, serves: bool
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._serves = serves
+        self._receive = receive
+        self._connected = connected
+        self._zmq: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.ROUTER if serves else zmq.DEALER)
+        for option, value in _OPTIONS.items():
+            self._zmq.setsockopt(option, value)
+        # A ROUTER says when a peer is gone; a DEALER without a connection fails to send at once, instead of queueing
+        # for a peer that may never come.
+        self._zmq.setsockopt(zmq.ROUTER_MANDATORY if serves else zmq.IMMEDIATE, 1)
+        self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._fds = (int(self._zmq.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD)))
+        self._draining = False
+        self._closed = False
+
+    def open(self, address: str) -> None:
+        """Binds or connects, and begins to receive; raises ConfigError if the address cannot be had."""
+        try:
+            if self._serves:
+                self._zmq.bind(address)
+            else:
+                # On one machine asking often is cheap; across a network the interval doubles up to 2 s.
+                first, last = (100, 2000) if address.startswith("tcp:") else (30, 0)
+                self._zmq.setsockopt(zmq.RECONNECT_IVL, first)
+                self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
+                self._zmq.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"cannot {'bind' if self._serves else 'connect'} {address}: {error}", "choose another address"
+            ) from error
+        self._loop.add_reader(self._fds[0], self._drain)
+        self._loop.add_reader(self._fds[1], self._drain_monitor)
+        self._loop.call_soon(self._drain)
+        self._loop.call_soon(self._drain_monitor)
+
+    def send(self, frames: list[Any]) -> bool:
+        """Sends now or not at all; False says that the peer is not there."""
+        if self._closed:
+            return False
+        try:
+            self._zmq.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            sent = True
+        except zmq.ZMQError:
+            sent = False
+        # The fd is edge-triggered, and even trying to send may consume the edge of a message that came meanwhile.
+        if not self._draining and int(self._zmq.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._loop.call_soon(self._drain)
+        return sent
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for fd in self._fds:
+                self._loop.remove_reader(fd)
+            self._zmq.disable_monitor()
+            self._monitor.close(0)
+            self._zmq.close()
+
+    def _drain(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            for _ in range(_BURST):
+                if self._closed:
+                    return
+                try:
+                    frames = self._zmq.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                try:
+                    self._receive(frames)
+                except Exception:
+                    # The fd tells of a message once: whatever this one did, the ones behind it must be read too.
+                    log.exception("a message failed")
+        finally:
+            self._draining = False
+        self._loop.call_soon(self._drain)
+
+    def _drain_monitor(self) -> None:
+        while not self._closed:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected(True)
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                self._connected(False)
