@@ -136,7 +136,10 @@ class NetConfig(Section):
         ("tcp://127.0.0.1:5702",), min_length=1, max_length=1, description="replay-server"
     )
     weights: str = Field("tcp://127.0.0.1:5703", description="learner-server address")
-    security: Literal["auto", "plain"] = Field("auto", description="plain: allow unencrypted tcp off the loopback")
+    security: Literal["auto", "curve", "plain"] = Field(
+        "auto", description="tcp that is encrypted (CURVE): auto: all that leaves this machine; curve: all; plain: none"
+    )
+    keys: str = Field("", description="folder of CURVE keys, made by `headrace keys`")
     resend_s: float = Field(3.0, gt=0, description="an unanswered request is sent again after this long")
     deadline_s: float = Field(10.0, gt=0, description="a peer silent for this long is reported as stalled")
     give_up_s: float = Field(600.0, gt=0, description="a service ends with an error after waiting this long for a peer")

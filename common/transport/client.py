@@ -18,7 +18,7 @@ from common.config import NetConfig
 from common.errors import Finished, PeerLost, ProtocolError, RemoteError
 from common.messages import Error, Hello, Message, Wait, Welcome
 from common.metrics import ServiceMetrics
-from common.transport.socket import Socket, check_address
+from common.transport.socket import Socket
 
 log = logging.getLogger("headrace.transport")
 
@@ -56,7 +56,6 @@ class Client:
         max_in_flight: int,
         waiting: Callable[[str | None], None] | None = None,
     ) -> None:
-        check_address(address, net.security)
         self.address = address
         self.peer = f"{peer} at {address}"
         self._hello = hello
@@ -76,8 +75,8 @@ class Client:
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         # Nobody may be waiting for it when it fails: that is no error of its own.
         self._welcome.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._socket = Socket(self._receive, self._connected, serves=False)
-        self._socket.open(address)
+        self._socket = Socket(self._receive, self._connected, self._refused, serves=False)
+        self._socket.open(address, net)
         self._waiting(f"waits for the {self.peer}")
         self._tick_handle = asyncio.get_running_loop().call_soon(self._tick)
 
@@ -135,6 +134,10 @@ class Client:
             log.warning("lost the %s; reconnecting", self.peer)
             self._waiting(f"lost the {self.peer}")
 
+    def _refused(self) -> None:
+        self._metrics.errors.labels("refused").inc()
+        self._waiting(f"refused by the {self.peer}: see net.security and the keys of both")
+
     def _receive(self, frames: list[Any]) -> None:
         try:
             message, envelope = decode(frames)
@@ -147,9 +150,8 @@ class Client:
         if isinstance(message, Wait):
             self._wait(message, envelope.n)
         elif isinstance(message, Error) and message.code == "new_life":
-            if self._ready:
-                self._ready = False
-                self._say_hello()
+            # Hello comes with the next tick: a server that never agrees must not be asked at full speed.
+            self._ready = False
         elif envelope.n == 0:
             self._greeted(message)
         elif envelope.sender == self.server_life and (request := self._requests.get(envelope.n)) is not None:

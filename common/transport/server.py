@@ -17,7 +17,7 @@ from common.config import NetConfig
 from common.errors import Finished, HeadraceError, ProtocolError
 from common.messages import PROTOCOL, Error, Hello, Message, Wait
 from common.metrics import ServiceMetrics
-from common.transport.socket import Socket, check_address
+from common.transport.socket import Socket
 from common.types import new_life
 
 log = logging.getLogger("headrace.transport")
@@ -86,7 +86,6 @@ class Server:
         metrics: ServiceMetrics,
         gone: Callable[[Hello], None] | None = None,
     ) -> None:
-        check_address(address, net.security)
         self.address = address
         self.life = new_life()
         self._handle = handle
@@ -95,8 +94,8 @@ class Server:
         self._peers: dict[int, _Peer] = {}
         self._connections = 0
         self._finished: Finished | None = None
-        self._socket = Socket(self._receive, self._connected, serves=True)
-        self._socket.open(address)
+        self._socket = Socket(self._receive, self._connected, self._refused, serves=True)
+        self._socket.open(address, net)
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def finish(self, reason: str) -> None:
@@ -118,6 +117,10 @@ class Server:
 
     def _connected(self, up: bool) -> None:
         self._connections = max(0, self._connections + (1 if up else -1))
+
+    def _refused(self) -> None:
+        self._metrics.errors.labels("refused").inc()
+        log.warning("refused a client at %s: it does not speak CURVE, or its key is not on the list", self.address)
 
     def _receive(self, frames: list[Any]) -> None:
         identity = frames[0].bytes

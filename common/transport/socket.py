@@ -9,13 +9,16 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from common.config import NetConfig
 from common.errors import ConfigError
+from common.transport.security import secure_client, secure_server
 
 log = logging.getLogger("headrace.transport")
 
@@ -27,18 +30,19 @@ _OPTIONS = {
     # Long: a large frame on a slow link must not look like a dead peer. A process that dies is seen by its disconnect.
     zmq.HEARTBEAT_TIMEOUT: 30_000,
 }
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _IPC_PATH_BYTES = 100
 
 
-def check_address(address: str, security: str) -> None:
-    """Raises ConfigError for an address that would fail later, or send plain tcp off this machine unasked."""
+def check_address(address: str, net: NetConfig) -> bool:
+    """Says whether `address` is to speak CURVE; raises ConfigError for one that would fail later."""
     scheme, _, rest = address.partition("://")
     if scheme == "inproc" and rest:
-        return
+        return False
     if scheme == "ipc" and rest:
         if len(rest.encode()) > _IPC_PATH_BYTES:
             raise ConfigError(f"the ipc path {rest} is longer than {_IPC_PATH_BYTES} bytes", "use a shorter directory")
-        return
+        return False
     try:
         url = urlsplit(address)
         host = url.hostname if scheme == "tcp" and url.port is not None else None
@@ -46,11 +50,14 @@ def check_address(address: str, security: str) -> None:
         host = None
     if not host:
         raise ConfigError(f"net address {address!r} is none", "use tcp://host:port, ipc:///path or inproc://name")
-    if security != "plain" and not _is_loopback(host):
+    if net.security == "plain" or (net.security == "auto" and _is_loopback(host)):
+        return False
+    if not net.keys:
         raise ConfigError(
             f"net address {address} would carry unencrypted tcp off this machine",
-            "set net.security=plain if the network is private",
+            "make keys with `headrace keys` and set net.keys, or set net.security=plain if the network is private",
         )
+    return True
 
 
 def _is_loopback(host: str) -> bool:
@@ -61,31 +68,39 @@ def _is_loopback(host: str) -> bool:
 
 
 class Socket:
-    """A ZeroMQ socket that hands each multipart it receives to `receive`, and says when connections come and go."""
+    """A ZeroMQ socket that hands on each multipart it receives, and says when connections come, go or are refused."""
 
     def __init__(
-        self, receive: Callable[[list[Any]], None], connected: Callable[[bool], None], *, serves: bool
+        self,
+        receive: Callable[[list[Any]], None],
+        connected: Callable[[bool], None],
+        refused: Callable[[], None],
+        *,
+        serves: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._serves = serves
         self._receive = receive
         self._connected = connected
+        self._refused = refused
         self._zmq: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.ROUTER if serves else zmq.DEALER)
         for option, value in _OPTIONS.items():
             self._zmq.setsockopt(option, value)
         # A ROUTER says when a peer is gone; a DEALER without a connection fails to send at once, instead of queueing
         # for a peer that may never come.
         self._zmq.setsockopt(zmq.ROUTER_MANDATORY if serves else zmq.IMMEDIATE, 1)
-        self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        # A server counts connections, whatever comes of them; a client speaks once the handshake is done.
+        self._up = zmq.EVENT_ACCEPTED if serves else zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(self._up | zmq.EVENT_DISCONNECTED | _REFUSED)
         self._fds = (int(self._zmq.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD)))
         self._draining = False
         self._closed = False
 
-    def open(self, address: str) -> None:
-        """Binds or connects, and begins to receive; raises ConfigError if the address cannot be had."""
+    def open(self, address: str, net: NetConfig) -> None:
+        """Binds or connects, and begins to receive; raises ConfigError if the address or its keys cannot be had."""
         try:
+            if check_address(address, net):
+                (secure_server if self._serves else secure_client)(self._zmq, Path(net.keys))
             if self._serves:
                 self._zmq.bind(address)
             else:
@@ -94,6 +109,9 @@ class Socket:
                 self._zmq.setsockopt(zmq.RECONNECT_IVL, first)
                 self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
                 self._zmq.connect(address)
+        except ConfigError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(
@@ -154,7 +172,9 @@ class Socket:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event["event"] == self._up:
                 self._connected(True)
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 self._connected(False)
+            else:
+                self._refused()

@@ -520,7 +520,7 @@ async def test_an_address_in_use_is_a_config_error(bench: Bench, ipc: str) -> No
 )
 def test_an_address_that_cannot_be_used_is_refused(address: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_address(address, "auto")
+        check_address(address, NetConfig())
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_an_address_that_cannot_be_used_is_refused(address: str, message: str) -
     ],
 )
 def test_an_address_that_can_be_used_is_taken(address: str, security: str) -> None:
-    check_address(address, security)
+    assert check_address(address, NetConfig(security=security)) is False
 
 
 def garbage(seed: int, lives: list[int], server_life: int) -> Iterator[list[Any]]:

@@ -1,0 +1,133 @@
+"""CURVE for tcp: the files that hold keys, and the gate that lets in only clients on the allow-list.
+
+A keys folder has `server.key` (public and secret, for servers), `server.pub`, `client.key` (public and secret, for
+clients) and `clients`, the allow-list: one public key and a name a line. Keys are Z85 text, as ZeroMQ writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+from common.errors import ConfigError
+
+log = logging.getLogger("headrace.security")
+
+DOMAIN = "headrace"
+_ZAP = "inproc://zeromq.zap.01"
+
+
+def make_keys(folder: Path) -> None:
+    """Makes the server's keys and a first client's in a new `folder`; refuses to overwrite any."""
+    if (folder / "server.key").exists():
+        raise ConfigError(f"{folder} has keys already", "add a client with --client NAME, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    public, secret = zmq.curve_keypair()
+    _write(folder / "server.key", public, secret)
+    _write(folder / "server.pub", public)
+    _write(folder / "clients")
+    _add(folder, folder, "client")
+
+
+def add_client(folder: Path, name: str) -> Path:
+    """Puts another client on the allow-list; gives the folder, `folder/name`, that its host needs and nothing more."""
+    _read(folder / "server.key", 2)
+    mine = folder / name
+    if mine.exists():
+        raise ConfigError(f"{mine} exists already", "choose another client name")
+    mine.mkdir()
+    _write(mine / "server.pub", *_read(folder / "server.pub", 1))
+    _add(folder, mine, name)
+    return mine
+
+
+def secure_server(socket: zmq.Socket[Any], folder: Path) -> None:
+    """Makes a socket that is yet to bind speak CURVE, to clients on the allow-list of `folder`."""
+    _, secret = _read(folder / "server.key", 2)
+    _read(folder / "clients", 1)
+    _Gate.of_this_process().allow(folder / "clients")
+    socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+
+
+def secure_client(socket: zmq.Socket[Any], folder: Path) -> None:
+    """Makes a socket that is yet to connect speak CURVE, to the one server that has the secret of `server.pub`."""
+    public, secret = _read(folder / "client.key", 2)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, _read(folder / "server.pub", 1)[0])
+
+
+class _Gate:
+    """Answers ZeroMQ's authentication requests (ZAP, RFC 27) on a thread; the lists are read anew for each client, so
+    that a key is added or withdrawn without a restart."""
+
+    _instance: _Gate | None = None
+
+    def __init__(self) -> None:
+        self._lists: set[Path] = set()
+        self._socket: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(_ZAP)
+        threading.Thread(target=self._answer_forever, name="zap", daemon=True).start()
+
+    @classmethod
+    def of_this_process(cls) -> _Gate:
+        """There is one ZAP address in a process, so there is one gate."""
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
+
+    def allow(self, clients: Path) -> None:
+        self._lists.add(clients)
+
+    def _answer_forever(self) -> None:
+        while True:
+            try:
+                version, number, _, address, _, mechanism, *credentials = self._socket.recv_multipart()
+                key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
+                name = self._name(key)
+                if name is None:
+                    log.warning("refused a client from %s: key %s is not on the list", address.decode(), key.decode())
+                verdict = (b"200", b"OK", name.encode()) if name is not None else (b"400", b"not on the list", b"")
+                self._socket.send_multipart([version, number, *verdict, b""])
+            except zmq.ContextTerminated:
+                # The end of the process waits until every socket is closed.
+                self._socket.close()
+                return
+
+    def _name(self, key: bytes) -> str | None:
+        for path in self._lists:
+            for line in path.read_text().splitlines():
+                allowed, _, name = line.partition(" ")
+                if allowed.encode() == key:
+                    return name
+        return None
+
+
+def _add(folder: Path, target: Path, name: str) -> None:
+    public, secret = zmq.curve_keypair()
+    _write(target / "client.key", public, secret)
+    with (folder / "clients").open("a") as file:
+        file.write(f"{public.decode()} {name}\n")
+
+
+def _write(path: Path, *keys: bytes) -> None:
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_bytes(b"".join(key + b"\n" for key in keys))
+
+
+def _read(path: Path, least: int) -> list[bytes]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"net.keys: cannot read {path}: {error.strerror}", "make keys with `headrace keys`") from None
+    if len(lines) < least:
+        raise ConfigError(f"net.keys: {path} is incomplete", "make keys with `headrace keys`")
+    return lines

@@ -1,0 +1,147 @@
+"""CURVE over tcp: who is let in, who is not, and that refusals are counted and said."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import until
+from prometheus_client import CollectorRegistry
+
+from common.config import NetConfig
+from common.errors import ConfigError
+from common.messages import PROTOCOL, GetWeights, Hello, NotModified, Welcome
+from common.metrics import ServiceMetrics
+from common.transport.client import Client
+from common.transport.security import add_client, make_keys
+from common.transport.server import Server, Ticket
+from common.transport.socket import check_address
+
+
+def answer(ticket: Ticket) -> None:
+    ticket.reply(Welcome(PROTOCOL, ticket._server.life) if isinstance(ticket.message, Hello) else NotModified(3))
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+class Line:
+    """A CURVE server on loopback, and clients of any kind."""
+
+    def __init__(self, keys: Path) -> None:
+        self.address = free_address()
+        self.registry = CollectorRegistry()
+        self._open: list[Any] = []
+        net = NetConfig(security="curve", keys=str(keys))
+        self._open.append(Server(self.address, answer, net=net, metrics=ServiceMetrics("x", self.registry)))
+
+    def client(self, said: list[str | None], **net: str) -> Client:
+        client = Client(
+            self.address,
+            "learner-server",
+            Hello(PROTOCOL, "inference", "inference-0", 7),
+            net=NetConfig(**net),
+            metrics=ServiceMetrics("x", CollectorRegistry()),
+            max_in_flight=1,
+            waiting=said.append,
+        )
+        self._open.append(client)
+        return client
+
+    def refused(self) -> float:
+        return self.registry.get_sample_value("headrace_x_errors_total", {"code": "refused"}) or 0.0
+
+    def close(self) -> None:
+        for opened in self._open:
+            opened.close()
+
+
+@pytest.fixture
+async def keys(tmp_path: Path) -> Path:
+    folder = tmp_path / "keys"
+    make_keys(folder)
+    return folder
+
+
+@pytest.fixture
+async def line(keys: Path) -> AsyncIterator[Line]:
+    line = Line(keys)
+    yield line
+    line.close()
+
+
+async def test_clients_on_the_list_are_served(line: Line, keys: Path) -> None:
+    client = line.client([], security="curve", keys=str(keys))
+    assert await client.request(GetWeights(3)) == NotModified(3)
+    # A client that is added later needs no restart of the server.
+    other = line.client([], security="curve", keys=str(add_client(keys, "host-b")))
+    assert await other.request(GetWeights(3)) == NotModified(3)
+    assert line.refused() == 0
+
+
+def a_stranger(keys: Path, tmp_path: Path) -> dict[str, str]:
+    """Keys of its own making, and the server's public key."""
+    make_keys(tmp_path / "stranger")
+    (tmp_path / "stranger" / "server.pub").write_bytes((keys / "server.pub").read_bytes())
+    return {"security": "curve", "keys": str(tmp_path / "stranger")}
+
+
+def one_taken_off_the_list(keys: Path, tmp_path: Path) -> dict[str, str]:
+    lines = (keys / "clients").read_text().splitlines(keepends=True)
+    (keys / "clients").write_text("".join(line for line in lines if not line.endswith(" client\n")))
+    return {"security": "curve", "keys": str(keys)}
+
+
+def a_plain_client(keys: Path, tmp_path: Path) -> dict[str, str]:
+    return {"security": "plain"}
+
+
+@pytest.mark.parametrize("who", [a_stranger, one_taken_off_the_list, a_plain_client])
+async def test_others_are_refused_counted_and_told(
+    line: Line,
+    keys: Path,
+    tmp_path: Path,
+    who: Callable[[Path, Path], dict[str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_client(keys, "good")
+    said: list[str | None] = []
+    client = line.client(said, **who(keys, tmp_path))
+    await until(lambda: line.refused() > 0, "the refusal to be counted", 10.0)
+    assert "refused a client at tcp://127.0.0.1" in caplog.text
+    await until(lambda: any(text and text.startswith("refused by the learner-server") for text in said), "it", 10.0)
+    assert client.server_life == 0
+    good = line.client([], security="curve", keys=str(keys / "good"))
+    assert await good.request(GetWeights(3)) == NotModified(3)
+
+
+def test_keys_are_private_and_never_overwritten(keys: Path) -> None:
+    assert {p.name for p in keys.iterdir()} == {"server.key", "server.pub", "client.key", "clients"}
+    assert (keys / "server.key").stat().st_mode & 0o077 == 0
+    assert (keys / "client.key").stat().st_mode & 0o077 == 0
+    with pytest.raises(ConfigError, match="has keys already"):
+        make_keys(keys)
+    mine = add_client(keys, "b")
+    assert {p.name for p in mine.iterdir()} == {"server.pub", "client.key"}
+    with pytest.raises(ConfigError, match="exists already"):
+        add_client(keys, "b")
+
+
+async def test_missing_keys_are_named(tmp_path: Path) -> None:
+    net = NetConfig(security="curve", keys=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"net\.keys: cannot read .*server\.key.*headrace keys"):
+        Server(free_address(), answer, net=net, metrics=ServiceMetrics("x", CollectorRegistry()))
+
+
+def test_what_leaves_this_machine_is_encrypted_unless_plain_is_asked_for_by_name() -> None:
+    assert check_address("tcp://10.0.0.2:5701", NetConfig(keys="k")) is True
+    assert check_address("tcp://127.0.0.1:5701", NetConfig(keys="k")) is False
+    assert check_address("tcp://127.0.0.1:5701", NetConfig(security="curve", keys="k")) is True
+    assert check_address("tcp://10.0.0.2:5701", NetConfig(security="plain", keys="k")) is False
+    with pytest.raises(ConfigError, match=r"unencrypted.*net\.keys.*net\.security=plain"):
+        check_address("tcp://10.0.0.2:5701", NetConfig())
