@@ -52,7 +52,7 @@ RULES = """\
 - A `uniform` table wants `learner.batch` between 1 and the table's `capacity`.
 - A `uniform` table with `samples_per_insert` refuses an `error_buffer` so small that inserts and draws could wait for
   each other for ever. The error names the smallest value that works.
-- tcp off the loopback is refused unless `net.security=plain`.
+- tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
 """
