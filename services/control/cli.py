@@ -105,6 +105,52 @@ def train(
 
 
 @app.command()
+def top(
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="addresses of services' metrics, or names of hosts that have them on port 9400"),
+    ] = None,
+) -> None:
+    """Watches a job that already runs, here, in containers or on other hosts, from its services' own metrics.
+
+    Without --targets it finds the newest job of yours on this machine. Ctrl-C ends the watching, not the job.
+
+    [bold]Examples[/]
+
+      headrace top
+
+      headrace top --targets http://127.0.0.1:9100,http://127.0.0.1:9101
+
+      headrace top --targets env-server,inference-server,replay-server,learner-server
+    """
+    from services.control.top import top as watch_job
+
+    raise typer.Exit(watch_job([target for item in targets or [] for target in item.split(",") if target]))
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="the folder of keys; give it to services as net.keys")],
+    client: Annotated[str | None, typer.Option(help="add this client to the allow-list of the folder")] = None,
+) -> None:
+    """Makes the keys with which tcp between hosts is encrypted, and the list of clients that servers let in.
+
+    [bold]Examples[/]
+
+      headrace keys keys
+
+      headrace keys keys --client host-b
+    """
+    from common.transport.security import add_client, make_keys
+
+    if client is None:
+        make_keys(folder)
+        typer.echo(f"made {folder}: server.key and clients for servers, server.pub and client.key for clients")
+    else:
+        typer.echo(f"added {client}: copy {add_client(folder, client)} to its host and set net.keys to the copy")
+
+
+@app.command()
 def evaluate(
     run: Run,
     episodes: Annotated[int, typer.Option(min=1, help="fresh episodes")] = 100,

@@ -5,6 +5,7 @@ Knows which services there are and how they are called; starts nothing.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from common.errors import ConfigError
 
 ROLES = ("env", "inference", "replay", "learner")
 _DEFAULT_NET = NetConfig()
+_SHARED = "/tmp"
+_PRIVATE = "headrace-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,14 @@ def write_config(config: Config, run_dir: Path) -> None:
 
 def private_dir() -> Path:
     """Makes a directory only its owner can enter, with a path short enough for ipc sockets (about 100 bytes)."""
-    return Path(tempfile.mkdtemp(prefix="headrace-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=_SHARED))
+
+
+def private_dirs(where: Path = Path(_SHARED)) -> list[Path]:
+    """Gives the private directories of this user's jobs, the newest first."""
+    found = [(path.lstat(), path) for path in where.glob(f"{_PRIVATE}*")]
+    own = [(about.st_mtime, path) for about, path in found if about.st_uid == os.getuid() and path.is_dir()]
+    return [path for _, path in sorted(own, reverse=True)]
 
 
 def local_plan(config: Config, run_dir: Path, sockets: Path) -> Plan:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common.config import Config
+from common.config import Config, StopConfig
 from services.control.monitor import ProcessRow, Snapshot
 from services.control.words import UNKNOWN, clock, count, goal, number, sparkline
 
@@ -26,6 +27,27 @@ LINE_S = 5.0
 CURVE_COLUMNS = 32
 WIDTH = 88
 ROW_LIMIT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is said of a job besides its figures: what it trains, where its run is, what ends it (None: not known)."""
+
+    title: str
+    run: str
+    stop: StopConfig | None
+
+    def goal(self, now: float | None = None) -> str:
+        return UNKNOWN if self.stop is None else goal(self.stop, now)
+
+
+def job_of(config: Config, run_dir: Path) -> Job:
+    """Gives what is said of the job that `config` describes."""
+    return Job(title(str(config.algorithm.get("name", "?")), config.env.id), str(run_dir), config.stop)
+
+
+def title(algorithm: str, env: str) -> str:
+    return f"{algorithm} · {env}"
 
 
 class View(Protocol):
@@ -38,17 +60,16 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-def make_view(config: Config, run_dir: Path, console: Console) -> View:
+def make_view(job: Job, console: Console) -> View:
     """Gives the live panel on a terminal, plain lines anywhere else."""
-    return LiveView(config, run_dir, console) if console.is_terminal else PlainView(config, run_dir, console)
+    return LiveView(job, console) if console.is_terminal else PlainView(job, console)
 
 
 class LiveView:
     """A panel that is drawn in place, with notices above it."""
 
-    def __init__(self, config: Config, run_dir: Path, console: Console) -> None:
-        self._config = config
-        self._run_dir = run_dir
+    def __init__(self, job: Job, console: Console) -> None:
+        self._job = job
         self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._shown: Snapshot | None = None
@@ -62,7 +83,7 @@ class LiveView:
     def update(self, snapshot: Snapshot) -> None:
         if snapshot is not self._shown:
             self._shown = snapshot
-            self._live.update(panel(self._config, self._run_dir, snapshot), refresh=True)
+            self._live.update(panel(self._job, snapshot), refresh=True)
 
     def close(self) -> None:
         with suppress(OSError):  # a terminal that is gone ends no job
@@ -72,12 +93,11 @@ class LiveView:
 class PlainView:
     """One line when there is something to say, and every few seconds."""
 
-    def __init__(self, config: Config, run_dir: Path, console: Console) -> None:
-        self._config = config
+    def __init__(self, job: Job, console: Console) -> None:
         self._console = console
         self._next = 0.0
-        self._print(f"headrace {_job(config)}  run {run_dir}")
-        self._print(f"goal {goal(config.stop)}")
+        self._print(f"headrace {job.title}  run {job.run}")
+        self._print(f"goal {job.goal()}")
 
     def notice(self, text: str) -> None:
         self._print(f"{time.strftime('%H:%M:%S')} {text}")
@@ -111,25 +131,21 @@ def line(s: Snapshot) -> str:
     return "  ".join(parts)
 
 
-def panel(config: Config, run_dir: Path, s: Snapshot) -> RenderableType:
+def panel(job: Job, s: Snapshot) -> RenderableType:
     """Draws a snapshot as the panel of the live display."""
-    title = Text.assemble((" headrace ", "bold black on cyan"), " ", (_job(config), "bold"), " ")
-    body = Group(_progress(s), Text(), _figures(config, s), Text(), _processes(s.processes))
+    head = Text.assemble((" headrace ", "bold black on cyan"), " ", (job.title, "bold"), " ")
+    body = Group(_progress(s), Text(), _figures(job, s), Text(), _processes(s.processes))
     return Panel(
         body,
-        title=title,
+        title=head,
         title_align="left",
-        subtitle=Text(f" {run_dir} ", style="dim"),
+        subtitle=Text(f" {job.run} ", style="dim"),
         subtitle_align="right",
         box=ROUNDED,
         border_style="cyan",
         padding=(1, 2),
         width=WIDTH,
     )
-
-
-def _job(config: Config) -> str:
-    return f"{config.algorithm.get('name', '?')} · {config.env.id}"
 
 
 def _progress(s: Snapshot) -> RenderableType:
@@ -144,7 +160,7 @@ def _progress(s: Snapshot) -> RenderableType:
     return grid
 
 
-def _figures(config: Config, s: Snapshot) -> RenderableType:
+def _figures(job: Job, s: Snapshot) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", min_width=9)
     grid.add_column()
@@ -156,7 +172,7 @@ def _figures(config: Config, s: Snapshot) -> RenderableType:
     if s.bottleneck:
         waits.append("    busiest ", style="dim")
         waits.append(s.bottleneck, style="magenta")
-    grid.add_row("goal", goal(config.stop, s.episode_return))
+    grid.add_row("goal", job.goal(s.episode_return))
     grid.add_row("return", shown)
     grid.add_row("collected", _pace(s.steps_s, s.frames_s, f"{count(s.steps)} steps · {count(s.frames)} frames"))
     grid.add_row("trained", _pace(s.trained_steps_s, None, f"{count(s.updates)} updates"))

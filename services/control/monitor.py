@@ -94,14 +94,15 @@ def http_source(plan: Plan) -> Source:
 class Monitor:
     """Polls `source` for each process of `board`; `snapshot` gives the newest picture, `poll_forever` keeps it new.
 
-    `goal` is the mean return that ends the job, None where only limits do.
+    `goal` is the mean return that ends the job, None where only limits do; `started` is when the job began, in
+    monotonic seconds. Who learns them late may set them while it runs.
     """
 
     def __init__(self, board: Board, source: Source, goal: float | None = None) -> None:
         self._board = board
         self._source = source
-        self._goal = goal
-        self._started = time.monotonic()
+        self.goal = goal
+        self.started = time.monotonic()
         self._readings: dict[str, Reading] = {}
         self._learner = Reading()
         self._points: deque[tuple[float, dict[str, float]]] = deque()
@@ -135,7 +136,7 @@ class Monitor:
         learner = self._learner.samples
         episodes = learner.get("headrace_learner_episodes_total")
         self.snapshot = Snapshot(
-            seconds=now - self._started,
+            seconds=now - self.started,
             steps=learner.get("headrace_learner_env_steps"),
             frames=learner.get("headrace_learner_env_frames"),
             updates=learner.get("headrace_learner_updates_total"),
@@ -190,8 +191,8 @@ class Monitor:
     def _progress(self) -> float:
         """Gives how much of the job is done, 0 to 1: of its nearest limit, or of the way from its first return."""
         done = self._learner.samples.get("headrace_learner_progress_ratio", 0.0)
-        if self._goal is not None and self._returns and self._returns[0] < self._goal:
-            done = max(done, (self._returns[-1] - self._returns[0]) / (self._goal - self._returns[0]))
+        if self.goal is not None and self._returns and self._returns[0] < self.goal:
+            done = max(done, (self._returns[-1] - self._returns[0]) / (self.goal - self._returns[0]))
         return min(1.0, max(0.0, done))
 
     def _eta(self) -> float | None:

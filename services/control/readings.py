@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 2.0
+_LABEL = re.compile(r'(\w+)="((?:\\.|[^"\\])*)"')
+_ESCAPES = {r"\n": "\n", r"\"": '"', r"\\": "\\"}
 
 Samples = dict[str, float]
 
@@ -44,6 +47,15 @@ def total(samples: Samples, name: str) -> float | None:
     start = name + "{"
     found = [value for key, value in samples.items() if key == name or key.startswith(start)]
     return sum(found) if found else None
+
+
+def labelled(samples: Samples, name: str) -> list[tuple[dict[str, str], float]]:
+    """Gives the samples of `name`, each with its labels."""
+    return [
+        ({label: re.sub(r"\\.", lambda m: _ESCAPES[m[0]], text) for label, text in _LABEL.findall(key)}, value)
+        for key, value in samples.items()
+        if key.startswith(name + "{")
+    ]
 
 
 async def read(url: str, health_only: bool = False) -> Reading | None:

@@ -78,22 +78,22 @@ async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, sour
     # The services are on their way: what this process still has to load no longer delays them.
     from rich.console import Console
 
-    from services.control.display import make_view
+    from services.control.display import job_of, make_view
 
     console = Console()
     monitor = Monitor(board, source, config.stop.episode_return)
     polling = asyncio.create_task(monitor.poll_forever())
-    view = make_view(config, run_dir, console)
+    view = make_view(job_of(config, run_dir), console)
     try:
         while not job.done():
-            _show(view, board, monitor.snapshot)
+            show(view, board, monitor.snapshot)
             await asyncio.wait([job], timeout=REFRESH_S)
     finally:
         polling.cancel()
         started.cancel()
         monitor.refresh(time.monotonic())
         ended = _read_result(result)
-        _show(view, board, _final(monitor.snapshot, ended))
+        show(view, board, _final(monitor.snapshot, ended))
         view.close()
     code = job.result()
     with suppress(OSError):  # the terminal may be gone by now
@@ -102,7 +102,8 @@ async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, sour
     return code
 
 
-def _show(view: View, board: Board, snapshot: Snapshot) -> None:
+def show(view: View, board: Board, snapshot: Snapshot) -> None:
+    """Shows what was said since the last time, and the snapshot."""
     try:
         while board.notices:
             view.notice(board.notices.popleft())

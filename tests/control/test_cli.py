@@ -73,7 +73,7 @@ def test_check_shows_spec_speed_and_preset() -> None:
         assert part in done.stdout, part
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "plot", "check"])
+@pytest.mark.parametrize("command", ["train", "top", "evaluate", "plot", "check"])
 def test_help_teaches_with_examples(command: str) -> None:
     done = headrace(command, "--help")
     assert done.returncode == 0

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from common.config import StopConfig, load
-from services.control.display import PlainView, line, make_view, panel
+from services.control.display import PlainView, job_of, line, make_view, panel
 from services.control.monitor import ProcessRow, Snapshot
 from services.control.train import summary
 from services.control.words import clock, count, goal, sparkline
 
-CONFIG = load(None, ["stop.episode_return=475", "stop.steps=500000"], {})
+JOB = job_of(load(None, ["stop.episode_return=475", "stop.steps=500000"], {}), Path("runs/x"))
 SHOT = Snapshot(
     seconds=67.0,
     steps=87234.0,
@@ -41,7 +41,7 @@ SHOT = Snapshot(
 
 def plain() -> tuple[PlainView, io.StringIO]:
     out = io.StringIO()
-    view = make_view(CONFIG, Path("runs/x"), Console(file=out, width=60))
+    view = make_view(JOB, Console(file=out, width=60))
     assert isinstance(view, PlainView)
     return view, out
 
@@ -67,7 +67,7 @@ def test_plain_lines_come_every_five_seconds_and_notices_at_once() -> None:
 
 def test_the_panel_shows_goal_figures_and_each_process() -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(panel(CONFIG, Path("runs/x"), SHOT))
+    console.print(panel(JOB, SHOT))
     text = console.export_text()
     for part in (
         "ppo · CartPole-v1",
@@ -90,7 +90,7 @@ def test_of_many_processes_those_that_are_not_well_are_shown() -> None:
     rows = tuple(ProcessRow(f"env-{i}", i, "ready", True, 0) for i in range(40))
     rows += (ProcessRow("env-40", 40, "died, restarting", False, 1),)
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(panel(CONFIG, Path("runs/x"), Snapshot(processes=rows)))
+    console.print(panel(JOB, Snapshot(processes=rows)))
     text = console.export_text()
     assert "env-40" in text
     assert "and 25 more" in text

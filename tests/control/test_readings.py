@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from common.config import Config
 from common.metrics import LearnerMetrics, ReplayMetrics
 from common.service import make_context, serve_http
-from services.control.readings import parse_metrics, read, total
+from services.control.readings import labelled, parse_metrics, read, total
 
 PAGE = """# HELP a_total Things
 # TYPE a_total counter
@@ -34,6 +34,14 @@ def test_total_sums_over_labels_and_tells_absence_from_zero() -> None:
     assert total(samples, "a_total") == 37.0
     assert total(samples, "b") == 1e-05
     assert total(samples, "a") is None
+
+
+def test_labels_are_read_as_they_were_before_they_were_written() -> None:
+    registry = CollectorRegistry()
+    value = 'a "b" \\ c=1,\nd'
+    ReplayMetrics(registry).inserts.labels(value).inc(3)
+    samples = parse_metrics(generate_latest(registry).decode())
+    assert labelled(samples, "headrace_replay_inserts_total") == [({"table": value}, 3.0)]
 
 
 def test_parser_agrees_with_prometheus_on_every_sample_of_a_service() -> None:
