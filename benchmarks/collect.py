@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -153,6 +153,34 @@ def async_vector_env(config: Config, seconds: float) -> float:
         envs.close()
 
 
+def report(overrides: Sequence[str], seconds: float, repeat: int, profile: bool) -> str:
+    """Measures each subject in turn, `repeat` times; gives Markdown tables."""
+    config = load(None, [*DEFAULTS, *overrides])
+    subjects: dict[str, Callable[[Config, float], float]] = {
+        "Headrace": headrace,
+        "limit: step and infer, no messages": limit,
+        "Gymnasium AsyncVectorEnv of 8, no policy": async_vector_env,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(repeat):
+        for name, measure in subjects.items():
+            rates[name].append(measure(config, seconds))
+    what = f"{config.env.id}, {config.env.servers} env-server, {config.env.groups} groups of {config.env.envs}"
+    lines = ["| " + what + " | steps/s, median | min to max | Headrace is, median (min to max) |", "|---|---|---|---|"]
+    for name, values in rates.items():
+        ratios = [ours / other for ours, other in zip(rates["Headrace"], values, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+        spread = f"{min(values):,.0f} to {max(values):,.0f}"
+        lines.append(
+            f"| {name} | {statistics.median(values):,.0f} | {spread} | {'' if name == 'Headrace' else ratio} |"
+        )
+    if profile:
+        shares: dict[str, Counter[str]] = {}
+        headrace(config, seconds, shares)
+        lines += ["", profiles.table(shares)]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -160,26 +188,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also say where the time goes, from one more run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
-    config = load(None, [*DEFAULTS, *arguments.overrides])
-    subjects: dict[str, Callable[[Config, float], float]] = {
-        "headrace": headrace,
-        "limit, no messages": limit,
-        "AsyncVectorEnv, no policy": async_vector_env,
-    }
-    rates: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(arguments.repeat):
-        for name, measure in subjects.items():
-            rates[name].append(measure(config, arguments.seconds))
-    ours = statistics.median(rates["headrace"])
-    print(f"{config.env.id}, {config.env.servers} x {config.env.groups} groups of {config.env.envs}\n")
-    print("| | steps/s, median | min to max | Headrace is |\n|---|---|---|---|")
-    for name, values in rates.items():
-        middle = statistics.median(values)
-        print(f"| {name} | {middle:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ours / middle:.2f} x |")
-    if arguments.profile:
-        shares: dict[str, Counter[str]] = {}
-        headrace(config, arguments.seconds, shares)
-        print("\n" + profiles.table(shares))
+    print(report(arguments.overrides, arguments.seconds, arguments.repeat, arguments.profile))
 
 
 if __name__ == "__main__":
