@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test check venv format bench clean
+.PHONY: train test check venv format bench results deploy-packages smoke-deploy test-deploy clean
 
 train: venv
 	$(BIN)/headrace train configs/cartpole_ppo.yaml
@@ -21,8 +21,22 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Long ones, that write docs/benchmarks.md and docs/results.md.
 bench: venv
 	$(BIN)/python -m benchmarks
+
+results: venv
+	$(BIN)/python -m benchmarks.results
+
+# On a bare Debian machine these install and start what they need, a Docker engine included.
+deploy-packages: venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
+
+smoke-deploy: deploy-packages
+	deploy/bootstrap $(BIN)/python -m pytest -m deploy tests/deploy/compose/test_smoke.py
+
+test-deploy: deploy-packages
+	deploy/bootstrap --tools $(BIN)/python -m pytest -m deploy tests/deploy
 
 venv: $(VENV)/.installed
 

@@ -93,6 +93,7 @@ class Server:
         self._metrics = metrics
         self._peers: dict[int, _Peer] = {}
         self._connections = 0
+        self._met = False
         self._finished: Finished | None = None
         self._socket = Socket(self._receive, self._connected, self._refused, serves=True)
         self._socket.open(address, net)
@@ -106,9 +107,10 @@ class Server:
                 ticket.fail(self._finished)
 
     async def drained(self, linger_s: float) -> None:
-        """Returns when every client has disconnected, or after `linger_s`."""
+        """Returns when every client has disconnected, if any ever came, or after `linger_s`."""
         end = time.monotonic() + linger_s
-        while self._connections > 0 and time.monotonic() < end:
+        # Clients that start together with a server whose job is over are still on their way.
+        while (self._connections > 0 or not self._met) and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
@@ -116,6 +118,7 @@ class Server:
         self._socket.close()
 
     def _connected(self, up: bool) -> None:
+        self._met = self._met or up
         self._connections = max(0, self._connections + (1 if up else -1))
 
     def _refused(self) -> None:

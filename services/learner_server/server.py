@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common.errors import Finished as JobFinished
 from common.errors import HeadraceError, ProtocolError
 from common.messages import (
     PROTOCOL,
@@ -257,10 +256,12 @@ class Learner:
         self._context.health.say(f"resumes after update {trainer.updates}, {self._tally.steps} steps")
 
     async def _end(self, trainer: Trainer, outcome: str | None) -> None:
+        # First: a learner that is killed from here on leaves a job that is as good as finished.
+        self._save(trainer)
         if outcome is not None:
             finished: Finished = await self._replay.request(Finish(f"the learner has reached its goal: {outcome}"))
             self._tally.merge(finished.arrays)
-        self._save(trainer)
+            self._save(trainer)
         if self._scalars:
             self._log(trainer)
         result: dict[str, Any] = {"outcome": outcome or "stopped", **self._row(trainer), "finished_at": time.time()}
@@ -294,8 +295,6 @@ async def run(context: Context) -> None:
     replay = connect(context, config.net.experience[0], "replay", max_in_flight=2)
     try:
         await Learner(context, run_dir, weights, replay).train()
-    except JobFinished:
-        raise HeadraceError("the replay-server says that the job is finished", "start a new replay-server") from None
     finally:
         weights.server.close()
         replay.close()
