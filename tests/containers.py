@@ -63,7 +63,9 @@ def fetch(url: str) -> str | None:
 class Stack:
     """One compose project."""
 
-    def __init__(self, engine: docker.DockerClient, project: str, overrides: str = "", config: str = "") -> None:
+    def __init__(
+        self, engine: docker.DockerClient, project: str, overrides: str = "", config: str = "", file: str = ""
+    ) -> None:
         self.engine = engine
         self.project = project
         self.prometheus_port = free_port()
@@ -76,6 +78,8 @@ class Stack:
         }
         if config:
             self.environ["JOB_CONFIG"] = config
+        if file:
+            self.environ["COMPOSE_FILE"] = f"docker-compose.yml:{file}"
 
     def compose(self, *arguments: str) -> str:
         return compose(*arguments, environ=self.environ)
@@ -180,10 +184,15 @@ def state(container: Container) -> tuple[str, int, int]:
 
 @contextmanager
 def stack(
-    engine: docker.DockerClient, project: str, services: Sequence[str] = JOB, overrides: str = "", config: str = ""
+    engine: docker.DockerClient,
+    project: str,
+    services: Sequence[str] = JOB,
+    overrides: str = "",
+    config: str = "",
+    file: str = "",
 ) -> Iterator[Stack]:
-    """Brings a project up; whatever is left of it at the end, volumes too, is removed."""
-    made = Stack(engine, project, overrides, config)
+    """Brings a project up, with an override `file`; whatever is left of it at the end, volumes too, is removed."""
+    made = Stack(engine, project, overrides, config, file)
     made.down()
     try:
         made.up(services)

@@ -1,0 +1,32 @@
+"""Agents learn through the real pipeline: each job stops by itself once its training mean is well above chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import Job
+
+from common.config import CONFIGS
+
+# Chance is 22 on CartPole, -1200 on Pendulum, 0.5 on Breakout; a job has two to three times the steps that it needs.
+# A rate that fell to zero with the steps would make a job's budget change how it learns.
+JOBS = {
+    "cartpole_ppo": (195, 80_000),
+    "cartpole_a2c": (100, 200_000),
+    "cartpole_ppo_lstm": (100, 60_000),
+    "cartpole_ppo_async": (195, 120_000),
+    "pendulum_ppo": (-700, 80_000),
+    "minatar_breakout_ppo": (2.5, 200_000),
+    "minatar_breakout_a2c": (2.5, 250_000),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+async def test_a_job_learns(name: str, tmp_path: Path) -> None:
+    goal, steps = JOBS[name]
+    overrides = [f"stop.episode_return={goal}", f"stop.steps={steps}", "learner.lr_schedule=constant"]
+    with Job(CONFIGS / f"{name}.yaml", tmp_path / "run", overrides) as job:
+        assert await job.ended(deadline_s=150) == 0, job.text()
+        result = job.result()
+        assert result["outcome"] == "solved", f"mean return {result['episode_return']} after {result['steps']} steps"
