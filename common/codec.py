@@ -20,7 +20,6 @@ from common.errors import ProtocolError
 from common.messages import KINDS, Message
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_ARRAYS = 4096
 MAX_LIST = 4096
 MAX_TEXT = 1 << 16
 MAX_DIMENSIONS = 16
@@ -112,16 +111,35 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 
 
 def encode(message: Message, envelope: Envelope) -> list[Any]:
-    """Gives the frames of a message: the header's bytes, then the arrays themselves, not copied."""
+    """Gives the frames of a message: the header's bytes, then the arrays themselves, not copied.
+
+    Raises ProtocolError for what is beyond a limit, and TypeError for arrays of other than plain numbers.
+    """
     number = _NUMBERS[type(message)]
     layout = _LAYOUTS[number]
     fields = [getattr(message, name) for name in layout.names]
     if not layout.has_arrays:
-        return [msgpack.packb((number, *envelope, fields, ()))]
+        return [_pack(layout.kind, (number, *envelope, fields, ()), 1)]
     arrays = message.arrays  # type: ignore[union-attr]
     sent = [contiguous(array) for array in arrays.values()]
     specs = [(name, array.dtype.str, array.shape) for name, array in zip(arrays, sent, strict=True)]
-    return [msgpack.packb((number, *envelope, fields, specs)), *sent]
+    if any(array.ndim > MAX_DIMENSIONS for array in sent):
+        raise ProtocolError(f"{layout.kind.__name__} has an array of more than {MAX_DIMENSIONS} dimensions")
+    return [_pack(layout.kind, (number, *envelope, fields, specs), 1 + len(sent)), *sent]
+
+
+def _pack(kind: type[Message], header: tuple[Any, ...], n_frames: int) -> bytes:
+    packed: bytes = msgpack.packb(header)
+    if len(packed) > MAX_HEADER_BYTES:
+        text = f"{kind.__name__} has a header of {len(packed)} bytes, more than {MAX_HEADER_BYTES}"
+        raise ProtocolError(text, "send fewer arrays or shorter fields in one message")
+    # An entry takes a byte or more: a shorter header can hold nothing beyond a limit, and most are shorter.
+    if len(packed) > MAX_LIST:
+        try:
+            _unpack(memoryview(packed), n_frames)
+        except ValueError as error:
+            raise ProtocolError(f"{kind.__name__} is beyond a limit: {error}", "send shorter fields") from None
+    return packed
 
 
 def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
@@ -133,7 +151,7 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
         header = memoryview(frames[0])
         if header.nbytes > MAX_HEADER_BYTES:
             raise ProtocolError(f"a header of {header.nbytes} bytes")
-        number, n, sender, receiver, ack, fields, specs = _unpack(header)
+        number, n, sender, receiver, ack, fields, specs = _unpack(header, len(frames))
     except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
         raise ProtocolError(f"not a message header: {error!s:.100}") from None
     envelope = Envelope(n, sender, receiver, ack)
@@ -160,13 +178,19 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
     return kind(*fields, arrays), envelope  # type: ignore[call-arg]
 
 
-def _unpack(header: memoryview) -> Any:
+def _unpack(header: memoryview, n_frames: int) -> Any:
     # A list takes its claimed length before its items are read: see first, without making any, that they are there.
     scan = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, read_size=64)
     scan.feed(header)
     scan.skip()
     return msgpack.unpackb(
-        header, max_array_len=MAX_LIST, max_map_len=MAX_LIST, max_str_len=MAX_TEXT, max_ext_len=0, ext_hook=_refuse
+        header,
+        # The list of arrays is as long as there are frames: who claims more than usual must send as many.
+        max_array_len=max(MAX_LIST, n_frames),
+        max_map_len=MAX_LIST,
+        max_str_len=MAX_TEXT,
+        max_ext_len=0,
+        ext_hook=_refuse,
     )
 
 

@@ -193,6 +193,8 @@ class Config(Section):
                     f"replay.tables.{name}.samples_per_insert={table.samples_per_insert} would deadlock: nobody draws",
                     f"set it to 0, or learner.table to {name}",
                 )
+        if self.learner.lr_schedule == "linear" and not (self.stop.steps or self.stop.frames or self.stop.seconds):
+            raise ConfigError("learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds")
         table = tables[self.learner.table]
         if table.kind == "fifo":
             self._check_fifo_batch(table)
@@ -202,6 +204,11 @@ class Config(Section):
                 f"set it between 1 and {table.capacity}",
             )
         return self
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether the learner trains on nothing older than its own version, so that acting waits for it."""
+        return self.replay.max_policy_lag == 0 and self.replay.tables[self.learner.table].kind == "fifo"
 
     def _check_fifo_batch(self, table: TableConfig) -> None:
         batch, name = self.learner.batch, self.learner.table
@@ -328,6 +335,7 @@ class ServiceArguments:
     index: int
     name: str
     restarts: int
+    earlier_lives: int
     run_dir: Path | None
     announce: Path | None
 
@@ -347,6 +355,9 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
     parser.add_argument(
         "--restarts", type=int, default=0, help="how often this process was restarted; new seeds each time"
     )
+    parser.add_argument(
+        "--earlier-lives", type=int, default=0, help="lives of this process in the run before it was resumed"
+    )
     parser.add_argument("--run-dir", type=Path, help="directory for checkpoints and logs of the learner")
     parser.add_argument("--announce", type=Path, help="file to write this service's http address to")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like learner.lr=3e-4")
@@ -355,4 +366,6 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
     alone = role == "env" and a.index is None
     index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
     name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
-    return ServiceArguments(load(a.config, a.overrides), index, name, a.restarts, a.run_dir, a.announce)
+    return ServiceArguments(
+        load(a.config, a.overrides), index, name, a.restarts, a.earlier_lives, a.run_dir, a.announce
+    )

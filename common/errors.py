@@ -47,7 +47,9 @@ class RemoteError(HeadraceError):
     def __init__(self, code: str, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
         self.code = code
-        self.exit_code = ConfigError.exit_code if code == ConfigError.code else HeadraceError.exit_code
+        # What a restart would only repeat, or, where another has the name, fight about.
+        final = code in (ConfigError.code, "replaced")
+        self.exit_code = ConfigError.exit_code if final else HeadraceError.exit_code
 
 
 class Finished(HeadraceError):

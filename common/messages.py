@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,11 +88,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Answers Sample. From a FIFO table: `unrolls` as received, arrays named `<i>/<name>`; from a ring: gathered
-    arrays, with `keys` and `probabilities` among them. `mass` and `size` describe the table; `missing` names the
-    groups a synchronous batch went without. Arrays `counters` [K, 4] int64 (stream life, number, steps, frames),
-    `episode_returns`, `episode_lengths` [E] and `episode_origins` [E, 2] int64 (stream life, number) tell what was
-    inserted since the last Batch."""
+    """Answers Sample. From a FIFO table: `unrolls` as received, arrays named `<i>/<name>`, and their `origins` [n, 2]
+    int64 (stream life, number); from a ring: gathered arrays, with `keys` and `probabilities` among them. `mass` and
+    `size` describe the table; `missing` names the groups a synchronous batch went without. Arrays `counters` [K, 4]
+    int64 (stream life, number, steps, frames), `episode_returns`, `episode_lengths` [E] and `episode_origins` [E, 2]
+    tell what was inserted since the last Batch."""
 
     unrolls: int
     size: int
@@ -171,6 +172,7 @@ class Error:
     remedy: str = ""
 
 
+# The position is the number on the wire: append, never reorder.
 Message = (
     Hello
     | Welcome
@@ -191,23 +193,4 @@ Message = (
     | Error
 )
 
-# The position is the number on the wire: append, never reorder.
-KINDS: tuple[type[Message], ...] = (
-    Hello,
-    Welcome,
-    Act,
-    Actions,
-    Insert,
-    Inserted,
-    Sample,
-    Batch,
-    UpdatePriorities,
-    GetWeights,
-    Weights,
-    NotModified,
-    Finish,
-    Finished,
-    Ok,
-    Wait,
-    Error,
-)
+KINDS: tuple[type[Message], ...] = typing.get_args(Message)

@@ -73,13 +73,13 @@ class Health:
 
 @dataclass(frozen=True)
 class Context:
-    """What a service is given; `index` is its number among its role's, `restarts` how often it was started again."""
+    """What a service is given; `index` is its number among its role's, `life_number` counts its lives in the run."""
 
     config: Config
     role: str
     name: str
     index: int
-    restarts: int
+    life_number: int
     run_dir: Path | None
     registry: CollectorRegistry
     metrics: ServiceMetrics
@@ -93,7 +93,14 @@ class Context:
 
 
 def make_context(
-    config: Config, role: str, *, index: int = 0, name: str = "", restarts: int = 0, run_dir: Path | None = None
+    config: Config,
+    role: str,
+    *,
+    index: int = 0,
+    name: str = "",
+    restarts: int = 0,
+    earlier_lives: int = 0,
+    run_dir: Path | None = None,
 ) -> Context:
     """Gives a Context with a registry of its own."""
     registry = CollectorRegistry()
@@ -101,7 +108,7 @@ def make_context(
     metrics.restarts.set(restarts)
     metrics.start.set_to_current_time()
     name = name or (role if role == "learner" else f"{role}-{index}")
-    return Context(config, role, name, index, restarts, run_dir, registry, metrics)
+    return Context(config, role, name, index, earlier_lives + restarts, run_dir, registry, metrics)
 
 
 def connect(context: Context, address: str, role: str, *, max_in_flight: int, hello: Hello | None = None) -> Client:
@@ -131,6 +138,7 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
         index=arguments.index,
         name=arguments.name,
         restarts=arguments.restarts,
+        earlier_lives=arguments.earlier_lives,
         run_dir=arguments.run_dir,
     )
     logs.set_up(context.name)

@@ -26,10 +26,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from common.errors import ProtocolError
 
@@ -74,31 +75,33 @@ def prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in arrays.items()}
 
 
+def _number_type(dtype: str) -> str:
+    """Gives numpy's own name of a dtype of numbers or booleans."""
+    try:
+        known = np.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    if known.kind not in "biuf":
+        raise ValueError(f"{dtype} holds no numbers")
+    return known.str
+
+
+DType = Annotated[str, AfterValidator(_number_type)]
+Shape = tuple[Annotated[int, Field(ge=0)], ...]
+Spec = TypeVar("Spec")
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """Name, dtype and shape of one array, per environment (no time, no batch axis)."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: DType
+    shape: Shape
 
     @property
     def nbytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
-
-    def to_wire(self) -> list[Any]:
-        return [self.name, self.dtype, list(self.shape)]
-
-    @classmethod
-    def from_wire(cls, value: Any) -> ArraySpec:
-        try:
-            name, dtype, shape = value
-            spec = cls(str(name), np.dtype(dtype).str, tuple(int(n) for n in shape))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ProtocolError(f"not an array spec: {value!r:.100}") from error
-        if min(spec.shape, default=0) < 0 or np.dtype(spec.dtype).kind not in "biuf":
-            raise ProtocolError(f"array spec {spec.name!r} has dtype {spec.dtype} and shape {spec.shape}")
-        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,8 @@ class ActionSpec:
     """
 
     kind: Literal["discrete", "multi_discrete", "box"]
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: DType
+    shape: Shape
     n: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
@@ -120,33 +123,6 @@ class ActionSpec:
     def size(self) -> int:
         """The number of components of one action."""
         return math.prod(self.shape)
-
-    def to_wire(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "n": list(self.n),
-            "low": list(self.low),
-            "high": list(self.high),
-        }
-
-    @classmethod
-    def from_wire(cls, value: Any) -> ActionSpec:
-        try:
-            kind = value["kind"]
-            if kind not in ("discrete", "multi_discrete", "box"):
-                raise ValueError(kind)
-            return cls(
-                kind,
-                np.dtype(value["dtype"]).str,
-                tuple(int(n) for n in value["shape"]),
-                tuple(int(n) for n in value["n"]),
-                tuple(float(x) for x in value["low"]),
-                tuple(float(x) for x in value["high"]),
-            )
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ProtocolError(f"not an action spec: {value!r:.100}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,24 +135,12 @@ class EnvSpec:
     frame_skip: int = 1
 
     def to_wire(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "observations": [spec.to_wire() for spec in self.observations],
-            "action": self.action.to_wire(),
-            "frame_skip": self.frame_skip,
-        }
+        return asdict(self)
 
     @classmethod
     def from_wire(cls, value: Any) -> EnvSpec:
-        try:
-            return cls(
-                str(value["id"]),
-                tuple(ArraySpec.from_wire(spec) for spec in value["observations"]),
-                ActionSpec.from_wire(value["action"]),
-                int(value["frame_skip"]),
-            )
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ProtocolError(f"not an environment spec: {value!r:.100}") from error
+        """Gives the spec that `to_wire` wrote; raises ProtocolError for anything else."""
+        return _read(cls, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +151,18 @@ class PolicySpec:
     state: tuple[ArraySpec, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        return {"extras": [s.to_wire() for s in self.extras], "state": [s.to_wire() for s in self.state]}
+        return asdict(self)
 
     @classmethod
     def from_wire(cls, value: Any) -> PolicySpec:
-        try:
-            return cls(
-                tuple(ArraySpec.from_wire(spec) for spec in value["extras"]),
-                tuple(ArraySpec.from_wire(spec) for spec in value["state"]),
-            )
-        except (TypeError, KeyError) as error:
-            raise ProtocolError(f"not a policy spec: {value!r:.100}") from error
+        """Gives the spec that `to_wire` wrote; raises ProtocolError for anything else."""
+        return _read(cls, value)
+
+
+def _read(kind: type[Spec], value: Any) -> Spec:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"{value!r:.100} is no {kind.__name__}: {where}: {first['msg']}") from None

@@ -91,6 +91,24 @@ def by_hand(
             service.kill()
 
 
+@contextmanager
+def watched(services: Iterable[Service], output: Path) -> Iterator[Callable[[], str]]:
+    """Runs `headrace top` on services that are up; gives what reads its plain lines."""
+    targets = ",".join(str(service.url()) for service in services)
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.control.cli", "top", "--targets", targets],
+            stdout=out,
+            stderr=out,
+            env=ENVIRON,
+        )
+    try:
+        yield output.read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Job:
     """`headrace train` as a process, its services as its descendants."""
 

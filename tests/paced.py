@@ -21,3 +21,20 @@ class Paced(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def cartpole() -> gymnasium.Env[Any, Any]:
     return Paced(gymnasium.make("CartPole-v1"))
+
+
+class Poisoned(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Now and then gives a reward that is not a number."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._steps = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, float("nan") if self._steps % 200 == 0 else reward, terminated, truncated, info
+
+
+def poisoned_cartpole() -> gymnasium.Env[Any, Any]:
+    return Poisoned(cartpole())

@@ -70,6 +70,8 @@ class Client:
         self._ready = False
         self._heard = time.monotonic()
         self._stalled = False
+        self._linked = False
+        self._redial_s = net.deadline_s
         self._hello_backoff = 0.1
         self._next_hello = 0.0
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
@@ -116,7 +118,13 @@ class Client:
             self._report(text)
 
     def _send(self, n: int, request: _Request) -> None:
-        frames = encode(request.message, Envelope(n, self._hello.life, self.server_life, min(self._requests)))
+        try:
+            frames = encode(request.message, Envelope(n, self._hello.life, self.server_life, min(self._requests)))
+        except Exception as error:
+            # Whoever asked hears of it, also where it is sent later: it must not keep others from being sent.
+            if not request.future.done():
+                request.future.set_exception(error)
+            return
         self._metrics.bytes_out.labels(type(request.message).__name__).inc(nbytes(frames))
         self._socket.send(frames)
 
@@ -127,6 +135,7 @@ class Client:
 
     def _connected(self, up: bool) -> None:
         self._ready = False
+        self._linked = up
         if up:
             self._hello_backoff = 0.1
             self._say_hello()
@@ -152,6 +161,8 @@ class Client:
         elif isinstance(message, Error) and message.code == "new_life":
             # Hello comes with the next tick: a server that never agrees must not be asked at full speed.
             self._ready = False
+        elif isinstance(message, Error) and message.code == "replaced":
+            self._fail(message)
         elif envelope.n == 0:
             self._greeted(message)
         elif envelope.sender == self.server_life and (request := self._requests.get(envelope.n)) is not None:
@@ -163,6 +174,11 @@ class Client:
             self._stalled = False
             log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
         self._heard = time.monotonic()
+        self._redial_s = self._net.deadline_s
+
+    def _fail(self, error: Error) -> None:
+        for future in self._futures():
+            self._answer(future, error)
 
     def _wait(self, wait: Wait, n: int) -> None:
         self._waiting(f"waits for the {self.peer}: {wait.reason}")
@@ -173,8 +189,7 @@ class Client:
 
     def _greeted(self, message: Message) -> None:
         if isinstance(message, Error):
-            for future in self._futures():
-                self._answer(future, message)
+            self._fail(message)
         if not isinstance(message, Welcome):
             return
         if self._ready and message.life == self.server_life:
@@ -226,6 +241,12 @@ class Client:
             text = f"no answer from the {self.peer} to {', '.join(kinds)} for {silent_s:.0f} s"
             log.error("%s; still asking", text)
             self._waiting(text)
+        if silent_s >= self._redial_s and self._linked and self.address.startswith("tcp:"):
+            # The peer's address may have changed, or a NAT forgotten the connection: libzmq would only see that when
+            # its heartbeat times out. Ever more rarely, so that a large frame on a slow link gets through.
+            self._redial_s *= 2
+            self._ready = self._linked = False
+            self._socket.redial(self.address)
         if silent_s >= self._net.give_up_s:
             error = PeerLost(
                 f"the {self.peer} has been silent for {silent_s:.0f} s", "is it running? see net.give_up_s"

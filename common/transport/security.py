@@ -90,21 +90,38 @@ class _Gate:
     def _answer_forever(self) -> None:
         while True:
             try:
-                version, number, _, address, _, mechanism, *credentials = self._socket.recv_multipart()
-                key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
-                name = self._name(key)
-                if name is None:
-                    log.warning("refused a client from %s: key %s is not on the list", address.decode(), key.decode())
-                verdict = (b"200", b"OK", name.encode()) if name is not None else (b"400", b"not on the list", b"")
-                self._socket.send_multipart([version, number, *verdict, b""])
+                request = self._socket.recv_multipart()
+                self._socket.send_multipart(self._answer(request))
             except zmq.ContextTerminated:
                 # The end of the process waits until every socket is closed.
                 self._socket.close()
                 return
 
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        """Gives the reply to any request whatever: without one no handshake after it would end."""
+        version, number, *_ = (*request, b"", b"")
+        verdict = (b"400", b"not on the list", b"")
+        try:
+            _, _, _, address, _, mechanism, *credentials = request
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
+            name = self._name(key)
+            if name is None:
+                log.warning("refused a client from %s: key %s is not on the list", address.decode(), key.decode())
+            else:
+                verdict = (b"200", b"OK", name.encode())
+        except Exception:
+            log.exception("refused a client whose authentication request failed")
+        return [version, number, *verdict, b""]
+
     def _name(self, key: bytes) -> str | None:
-        for path in self._lists:
-            for line in path.read_text().splitlines():
+        # A copy: another thread may be adding a list.
+        for path in self._lists.copy():
+            try:
+                lines = path.read_text().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                log.error("cannot read the allow-list %s, so nobody on it is let in: %s", path, error)
+                continue
+            for line in lines:
                 allowed, _, name = line.partition(" ")
                 if allowed.encode() == key:
                     return name

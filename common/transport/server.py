@@ -25,6 +25,7 @@ log = logging.getLogger("headrace.transport")
 WAIT_EVERY_S = 2.0
 TICK_S = 0.25
 MAX_CLIENTS = 4096
+MAX_REPLACED = 4096
 # Of one client: far above what ours keep in flight.
 MAX_UNACKNOWLEDGED = 1024
 MAX_ERROR_TEXT = 4000
@@ -92,6 +93,8 @@ class Server:
         self._gone = gone
         self._metrics = metrics
         self._peers: dict[int, _Peer] = {}
+        # Names by life, oldest first.
+        self._replaced: dict[int, str] = {}
         self._connections = 0
         self._met = False
         self._finished: Finished | None = None
@@ -135,6 +138,11 @@ class Server:
             self._socket.send([identity, *encode(reply, Envelope(0, self.life, 0, 0))])
             return
         self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
+        life = message.life if isinstance(message, Hello) else envelope.sender
+        if life in self._replaced:
+            # Whatever it asks, Hello included: two clients of one name would else take turns, and both be applied.
+            self._turn_away(identity, life, envelope.n)
+            return
         if isinstance(message, Hello):
             self._greet(identity, message, envelope)
             return
@@ -156,6 +164,12 @@ class Server:
                 return
             self._dispatch(peer, n, message)
 
+    def _turn_away(self, identity: bytes, life: int, n: int) -> None:
+        text = f"another {self._replaced[life]} has taken this one's place"
+        error = _error("replaced", text, "give each its own --index, and stop the old one")
+        self._metrics.errors.labels(error.code).inc()
+        self._send(identity, error, Envelope(n, self.life, life, 0))
+
     def _greet(self, identity: bytes, hello: Hello, envelope: Envelope) -> None:
         if hello.protocol != PROTOCOL:
             text = f"{hello.name} speaks protocol {hello.protocol}, this server speaks {PROTOCOL}"
@@ -173,6 +187,9 @@ class Server:
 
     def _replace_earlier_lives(self, hello: Hello) -> None:
         earlier = [life for life, peer in self._peers.items() if peer.hello.name == hello.name]
+        self._replaced |= dict.fromkeys(earlier, hello.name)
+        for life in list(self._replaced)[:-MAX_REPLACED]:
+            del self._replaced[life]
         if len(self._peers) >= MAX_CLIENTS and not earlier:
             earlier = [min(self._peers, key=lambda life: self._peers[life].heard)]
         for life in earlier:

@@ -122,6 +122,14 @@ class Socket:
         self._loop.call_soon(self._drain)
         self._loop.call_soon(self._drain_monitor)
 
+    def redial(self, address: str) -> None:
+        """Gives up a client's connection and makes another; what was being sent on the first is lost."""
+        try:
+            self._zmq.disconnect(address)
+            self._zmq.connect(address)
+        except zmq.ZMQError as error:
+            log.error("cannot connect %s again: %s", address, error)
+
     def send(self, frames: list[Any]) -> bool:
         """Sends now or not at all; False says that the peer is not there."""
         if self._closed:

@@ -92,6 +92,12 @@ def local_plan(config: Config, run_dir: Path, sockets: Path) -> Plan:
     return Plan(placed, run_dir, sockets, tuple(processes))
 
 
+def earlier_lives(run_dir: Path) -> int:
+    """Gives the number from which a run's processes count their lives, so that a resumed run draws new seeds."""
+    ordinal = run_dir / "ordinal"
+    return 100 * int(ordinal.read_text()) if ordinal.exists() else 0
+
+
 def services(config: Config) -> list[tuple[str, str, int]]:
     """Gives (role, name, index) of each process of the job, those that take longest to start first."""
     return [
@@ -146,7 +152,7 @@ def _process(
 ) -> Process:
     announce = sockets / f"{name}.url"
     argv = ["-m", f"services.{role}_server", "--config", str(path), "--index", str(index)]
-    argv += ["--run-dir", str(run_dir), "--announce", str(announce)]
+    argv += ["--run-dir", str(run_dir), "--announce", str(announce), "--earlier-lives", str(earlier_lives(run_dir))]
     if config.metrics.port:
         # One fixed port cannot serve several processes of one machine: they take it and those that follow.
         argv.append(f"metrics.port={config.metrics.port + port}")

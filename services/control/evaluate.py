@@ -148,7 +148,7 @@ def write_video(policy: Policy, config: Config, path: Path, seed: int) -> int:
     try:
         import imageio.v2 as imageio
     except ImportError as error:
-        raise ConfigError("--video needs imageio with ffmpeg", "pip install 'headrace[cli]'") from error
+        raise ConfigError("--video needs imageio with ffmpeg", "in the clone: pip install -e '.[cli]'") from error
     backend = make_backend(config.env, 1, render_mode="rgb_array")
     try:
         player = Player(policy, backend, seed)

@@ -25,7 +25,7 @@ log = logging.getLogger("headrace.env")
 # A simulator slower than this steps on a thread, so that the other groups' messages are answered meanwhile.
 SLOW_STEP_S = 2e-3
 LAST_INSERT_S = 1.0
-_RESTART_BITS = 40
+_LIFE_BITS = 40
 
 
 class Group:
@@ -40,13 +40,12 @@ class Group:
         self._config = config
         self._metrics = metrics
         self._first_env = (context.index * config.env.groups + number) * config.env.envs
-        entropy = [config.run.seed, context.index, number, context.restarts]
+        entropy = [config.run.seed, context.index, number, context.life_number]
         self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # Sampling noise is keyed by this number: a restarted group must not live through the same noise again.
-        self._step = context.restarts << _RESTART_BITS
+        self._step = context.life_number << _LIFE_BITS
         self._step_s = 0.0
-        tables = [config.replay.tables[name] for name in config.rollout.tables]
-        self._synchronous = config.replay.max_policy_lag == 0 and any(table.kind == "fifo" for table in tables)
+        self._synchronous = config.synchronous
 
     async def collect(self, policy: PolicySpec, inference: Client, replay: Client, pool: ThreadPoolExecutor) -> None:
         """Collects unrolls until a peer says that the job is finished."""
@@ -138,3 +137,5 @@ async def run(context: Context) -> None:
         inference.close()
         replay.close()
         pool.shutdown(wait=False, cancel_futures=True)
+        for group in groups:
+            group.backend.close()

@@ -40,7 +40,7 @@ class Runner:
     def _build(self, weights: Weights) -> None:
         env = EnvSpec.from_wire(weights.env)
         policy = build_policy(self._network, env, self._seed)
-        ours = json.dumps(weights_layout(policy))
+        ours = json.dumps([self._network, weights_layout(policy)])
         if ours != weights.layout or policy.spec != PolicySpec.from_wire(weights.policy):
             raise RemoteError(
                 "config",

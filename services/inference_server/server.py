@@ -35,8 +35,8 @@ class InferenceServer:
         self._metrics = InferenceMetrics(context.registry)
         self._runner = Runner(config.network, config.run.seed, config.inference.device)
         # At lag 0 a result may not depend on who else asked.
-        alone = config.replay.max_policy_lag == 0
-        self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, config.inference.wait_us * 1e-6, alone)
+        wait_s = config.inference.wait_us * 1e-6
+        self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, wait_s, alone=config.synchronous)
         self._greetings: list[Ticket] = []
         self._early: list[Ticket] = []
         self._pass_s = 0.0

@@ -32,6 +32,10 @@ class Checkpoints:
         self._dir = run_dir / "checkpoints"
         self._keep = keep
         self._dir.mkdir(parents=True, exist_ok=True)
+        for old in self._dir.glob(".*.old"):
+            # A crash came between moving the old one away and the new one in.
+            name = self._dir / old.name.removeprefix(".").removesuffix(".old")
+            shutil.rmtree(old) if name.exists() else old.rename(name)
 
     def next_ordinal(self) -> int:
         """Gives this learner life's number, one more than any before it, once that is safely stored."""

@@ -10,19 +10,6 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-COLUMNS = (
-    "seconds",
-    "steps",
-    "frames",
-    "updates",
-    "trained_steps",
-    "episodes",
-    "episode_return",
-    "episode_length",
-    "policy_lag",
-    "policy_lag_max",
-)
-
 
 class Logger:
     """Appends a row to progress.csv and the same scalars to TensorBoard; both are as complete as the last `write`."""
@@ -37,9 +24,9 @@ class Logger:
         self._events = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10)
 
     def write(self, row: Mapping[str, float], scalars: Mapping[str, float]) -> None:
-        """Writes a row of COLUMNS and the algorithm's scalars; the first row fixes which scalars the csv has."""
+        """Writes the job's row and the algorithm's scalars; the first row fixes the columns of the csv."""
         if self._columns is None:
-            self._columns = [*COLUMNS, *scalars]
+            self._columns = [*row, *scalars]
             with self._path.open("w", newline="") as file:
                 csv.writer(file).writerow(self._columns)
         values = {**row, **scalars}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import shutil
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from common.errors import Finished as JobFinished
 from common.errors import HeadraceError, ProtocolError
 from common.messages import (
     PROTOCOL,
@@ -30,7 +30,7 @@ from common.rl.algorithms.base import NonFiniteUpdate
 from common.service import Context, connect
 from common.transport.client import Client
 from common.transport.server import Server, Ticket
-from common.types import EnvSpec, make_version
+from common.types import Arrays, EnvSpec, make_version
 from services.learner_server.checkpoint import Checkpoints
 from services.learner_server.logger import Logger
 from services.learner_server.staging import split, stage
@@ -97,13 +97,18 @@ class Learner:
         self._best = -math.inf
         self._scalars: dict[str, float] = {}
         self._lag = (0.0, 0)
-        self._synchronous = config.replay.max_policy_lag == 0
+        self._synchronous = config.synchronous
+        self._updates = self._ahead = 0
         self._batches: asyncio.Queue[Batch] = asyncio.Queue(config.learner.prefetch)
         self._started = self._logged = self._saved = time.monotonic()
 
     async def train(self) -> None:
         """Trains until a stop condition holds or the service is told to stop; either way a checkpoint is left."""
-        welcome = await self._or_stop(self._replay.welcome())
+        try:
+            welcome = await self._or_stop(self._replay.welcome())
+        except JobFinished:
+            self._conclude()
+            return
         if welcome is None:
             return
         trainer = Trainer(self._config, EnvSpec.from_wire(welcome.spec), self._checkpoints.next_ordinal())
@@ -112,26 +117,33 @@ class Learner:
         self._context.health.ready = True
         self._started = self._logged = self._saved = time.monotonic()
         self._elapsed_before = self._tally.seconds
-        fetcher = None if self._synchronous else asyncio.create_task(self._prefetch(trainer))
-        outcome = self._tally.outcome()
+        self._updates = trainer.updates
+        fetcher = None if self._synchronous else asyncio.create_task(self._prefetch(trainer.ordinal))
         try:
-            while outcome is None:
-                batch = await self._or_stop(self._fetch(trainer.version) if self._synchronous else self._next(fetcher))
-                if batch is None:
-                    break
-                await self._learn(trainer, batch)
-                outcome = self._tally.outcome()
+            while (outcome := self._outcome()) is None and not self._context.stopping.is_set():
+                next_batch = self._fetch(trainer.version) if self._synchronous else self._next(fetcher)
+                batch = await self._or_stop(next_batch, self._seconds_left())
+                if batch is not None:
+                    await self._learn(trainer, batch)
         finally:
             if fetcher is not None:
                 fetcher.cancel()
         await self._end(trainer, outcome)
 
-    async def _or_stop(self, work: Any) -> Any:
-        """Gives what `work` gives, or None if the service is told to stop first."""
+    def _outcome(self) -> str | None:
+        self._tally.seconds = self._elapsed_before + time.monotonic() - self._started
+        return self._tally.outcome()
+
+    def _seconds_left(self) -> float | None:
+        limit = self._config.stop.seconds
+        return max(0.0, limit - self._tally.seconds) if limit else None
+
+    async def _or_stop(self, work: Any, timeout_s: float | None = None) -> Any:
+        """Gives what `work` gives, or None if the service is told to stop first, or after `timeout_s`."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._context.stopping.wait())
         try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
             task.cancel()
@@ -143,10 +155,12 @@ class Learner:
         batch: Batch = await self._replay.request(Sample(learner.table, learner.batch, version))
         return batch
 
-    async def _prefetch(self, trainer: Trainer) -> None:
-        """Fetches ahead; each batch is for the version that all batches before it lead to."""
-        for updates in itertools.count(trainer.updates):
-            await self._batches.put(await self._fetch(make_version(trainer.ordinal, updates)))
+    async def _prefetch(self, ordinal: int) -> None:
+        """Fetches ahead; each batch is for the version that those before it lead to."""
+        while True:
+            batch = await self._fetch(make_version(ordinal, self._updates + self._ahead))
+            self._ahead += 1
+            await self._batches.put(batch)
             self._metrics.queue_depth.set(self._batches.qsize())
 
     async def _next(self, fetcher: asyncio.Task[None] | None) -> Batch:
@@ -165,30 +179,34 @@ class Learner:
         self._metrics.episodes.inc(self._tally.merge(batch.arrays))
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
+        parts = self._tally.untrained(batch.arrays["origins"], split(batch.arrays, batch.unrolls))
         try:
-            update = await loop.run_in_executor(self._pool, self._update, trainer, batch, self._tally.progress())
+            if not parts:
+                return
+            update = await loop.run_in_executor(self._pool, self._update, trainer, parts, self._tally.progress())
         except NonFiniteUpdate as error:
             self._metrics.skipped.inc()
             self._context.health.say(f"update {trainer.updates} skipped: {error}")
             if self._config.learner.on_nan == "stop":
                 raise
             return
+        finally:
+            self._updates, self._ahead = trainer.updates, max(0, self._ahead - 1)
         self._weights.publish(trainer)
         self._metrics.update_seconds.observe(time.perf_counter() - started)
         self._account(trainer, update)
         if time.monotonic() - self._logged >= self._config.learner.log_s:
-            self._log(trainer)
+            self._log(trainer.updates)
         if time.monotonic() - self._saved >= self._config.learner.checkpoint.interval_s:
             await loop.run_in_executor(self._pool, self._save, trainer)
 
     @staticmethod
-    def _update(trainer: Trainer, batch: Batch, progress: float) -> Update:
-        return trainer.update(stage(split(batch.arrays, batch.unrolls)), progress)
+    def _update(trainer: Trainer, parts: list[Arrays], progress: float) -> Update:
+        return trainer.update(stage(parts), progress)
 
     def _account(self, trainer: Trainer, update: Update) -> None:
         tally, m = self._tally, self._metrics
         tally.trained_steps += update.steps
-        tally.seconds = self._elapsed_before + time.monotonic() - self._started
         self._scalars, self._lag = update.scalars, (update.lag_mean, update.lag_max)
         m.updates.inc()
         m.trained_steps.inc(update.steps)
@@ -204,13 +222,13 @@ class Learner:
         for name, value in update.scalars.items():
             m.loss.labels(name).set(value)
 
-    def _row(self, trainer: Trainer) -> dict[str, float]:
+    def _row(self, updates: int) -> dict[str, float]:
         tally = self._tally
         return {
             "seconds": tally.seconds,
             "steps": tally.steps,
             "frames": tally.frames,
-            "updates": trainer.updates,
+            "updates": updates,
             "trained_steps": tally.trained_steps,
             "episodes": tally.episodes,
             "episode_return": tally.episode_return,
@@ -219,9 +237,9 @@ class Learner:
             "policy_lag_max": self._lag[1],
         }
 
-    def _log(self, trainer: Trainer) -> None:
+    def _log(self, updates: int) -> None:
         self._logged = time.monotonic()
-        self._logger.write(self._row(trainer), self._scalars)
+        self._logger.write(self._row(updates), self._scalars)
         disk = shutil.disk_usage(self._run_dir)
         self._metrics.disk_free.set(disk.free)
         self._metrics.disk_size.set(disk.total)
@@ -259,18 +277,40 @@ class Learner:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
         self._save(trainer)
         if outcome is not None:
-            finished: Finished = await self._replay.request(Finish(f"the learner has reached its goal: {outcome}"))
-            self._tally.merge(finished.arrays)
-            self._save(trainer)
+            finish = self._replay.request(Finish(_goal(outcome)))
+            finished: Finished | None = await self._or_stop(finish, self._config.net.deadline_s)
+            if finished is None:
+                self._context.health.say("the replay-server has not confirmed the end of the job")
+            else:
+                self._tally.merge(finished.arrays)
+                self._save(trainer)
         if self._scalars:
-            self._log(trainer)
-        result: dict[str, Any] = {"outcome": outcome or "stopped", **self._row(trainer), "finished_at": time.time()}
-        self._logger.finish(result | {"streams": self._tally.state_dict()["streams"]})
-        log.info("%s: %s", result["outcome"], {k: round(v, 3) for k, v in self._row(trainer).items()})
+            self._log(trainer.updates)
+        self._write_result(outcome or "stopped", trainer.updates)
         if outcome is not None:
-            self._weights.server.finish(f"the learner has reached its goal: {outcome}")
+            self._weights.server.finish(_goal(outcome))
             await self._weights.server.drained(self._config.net.linger_s)
         self._pool.shutdown()
+
+    def _conclude(self) -> None:
+        """Ends a job that the replay-server says is finished: ours, if the newest checkpoint says so too."""
+        state = self._checkpoints.load_latest()
+        if state is not None:
+            self._tally.load_state_dict(state["tally"])
+        outcome = self._tally.outcome()
+        if state is None or outcome is None:
+            raise HeadraceError("the replay-server has finished another job", "start a new replay-server")
+        self._write_result(outcome, int(state["trainer"]["updates"]))
+
+    def _write_result(self, outcome: str, updates: int) -> None:
+        row = self._row(updates)
+        streams = self._tally.state_dict()["streams"]
+        self._logger.finish({"outcome": outcome, **row, "finished_at": time.time(), "streams": streams})
+        log.info("%s: %s", outcome, {name: round(value, 3) for name, value in row.items()})
+
+
+def _goal(outcome: str) -> str:
+    return f"the learner has reached its goal: {outcome}"
 
 
 def _metrics(context: Context, run_dir: Path) -> LearnerMetrics:

@@ -17,6 +17,7 @@ class Tally:
     def __init__(self, stop: StopConfig) -> None:
         self._stop = stop
         self._streams: dict[int, tuple[int, int, int]] = {}
+        self._trained: dict[int, int] = {}
         self._returns: deque[float] = deque(maxlen=stop.episodes)
         self._lengths: deque[int] = deque(maxlen=stop.episodes)
         self.steps = self.frames = self.episodes = 0
@@ -42,6 +43,18 @@ class Tally:
                 self.steps += steps - known[1]
                 self.frames += frames - known[2]
         return len(returns)
+
+    def untrained(self, origins: np.ndarray, unrolls: list[Arrays]) -> list[Arrays]:
+        """Gives the unrolls that were not trained on before, and remembers them; `origins` [n, 2] are (life, number).
+
+        A replay-server that died with an Insert stored but not answered is sent it again in its next life.
+        """
+        fresh = []
+        for (life, number), unroll in zip(origins.tolist(), unrolls, strict=True):
+            if number > self._trained.get(life, 0):
+                self._trained[life] = number
+                fresh.append(unroll)
+        return fresh
 
     @property
     def episode_return(self) -> float:
@@ -74,6 +87,7 @@ class Tally:
     def state_dict(self) -> dict[str, Any]:
         return {
             "streams": {str(life): list(totals) for life, totals in self._streams.items()},
+            "trained": {str(life): number for life, number in self._trained.items()},
             "returns": list(self._returns),
             "lengths": list(self._lengths),
             "steps": self.steps,
@@ -85,6 +99,7 @@ class Tally:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._streams = {int(life): (n, steps, frames) for life, (n, steps, frames) in state["streams"].items()}
+        self._trained = {int(life): number for life, number in state["trained"].items()}
         self._returns = deque(state["returns"], maxlen=self._stop.episodes)
         self._lengths = deque(state["lengths"], maxlen=self._stop.episodes)
         for name in ("steps", "frames", "episodes", "trained_steps", "seconds"):

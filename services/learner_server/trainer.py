@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from common.config import Config
-from common.errors import ProtocolError
-from common.rl.algorithms.base import OptimizerConfig
+from common.errors import ConfigError, ProtocolError
+from common.rl.algorithms.base import NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import to_batch
 from common.rl.policy import build_policy, pack_weights, weights_layout
 from common.rl.registry import algorithm_class
 from common.types import Arrays, EnvSpec, make_version, show_version
 
+# One inf in a normaliser's moments would spoil every update after it.
+_FROM_ENVIRONMENT = ("observation.", "final.", "reward")
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
@@ -41,9 +43,15 @@ class Trainer:
         named = {"name": learner.optimizer} | {name: getattr(learner, name) for name in _OPTIMIZER_SETTINGS}
         optimizer = OptimizerConfig(**{name: value for name, value in named.items() if value is not None})
         options = dict(config.algorithm)
-        algorithm = algorithm_class(str(options.pop("name", "ppo")))
+        name, table = str(options.pop("name", "ppo")), config.replay.tables[learner.table]
+        if table.kind != "fifo":
+            raise ConfigError(
+                f"replay.tables.{learner.table}.kind={table.kind!r} gives transitions, {name} trains on whole unrolls",
+                "set it to fifo",
+            )
+        algorithm = algorithm_class(name)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
-        self.layout = json.dumps(weights_layout(self.policy))
+        self.layout = json.dumps([config.network, weights_layout(self.policy)])
         self.ordinal = ordinal
         self.updates = 0
 
@@ -65,6 +73,9 @@ class Trainer:
                 f"beyond replay.max_policy_lag={self._max_lag}",
                 "report this: the replay-server must discard it",
             )
+        for name, array in arrays.items():
+            if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise NonFiniteUpdate(f"{name} is not finite", "mend the environment: it gives inf or nan")
         batch = to_batch(arrays, self._device)
         scalars = self.algorithm.learn(batch, progress)
         lag = self.version - versions

@@ -7,17 +7,8 @@ With p / q = samples_per_insert in lowest terms and f = ⌊q · error_buffer⌋,
 which an insert of n raises by p·n and a draw of n lowers by q·n. An insert is allowed while inserts < min_size, or if
 it leaves y ≤ f; a draw is allowed once inserts ≥ min_size, if it leaves y ≥ -f.
 
-**When nothing can deadlock.** Let inserts be of 1 to L transitions and draws of 1 to M. Claim: a reachable state blocks
-both sides for some sizes if and only if 2f ≤ pL + qM - 2; so the smallest error buffer that works is ⌊(pL + qM)/2⌋ / q.
-
-An insert of L and a draw of M are both blocked exactly for y in D = [f - pL + 1, qM - f - 1], and smaller ones are
-blocked only where these are. D is empty if and only if 2f ≥ pL + qM - 1, and then no state blocks both, however y came
-about: the overshoot of the insert that crosses min_size needs no case of its own.
-If D is not empty, start at y = 0 (inserts of 1 up to min_size) and move in ones, +p or -q, within W = [-f, f].
-- If W has fewer than p + q integers, the walk gets stuck: going on for ever it would close a loop, and as p and q have
-  no common divisor a loop visits p + q different integers. Where it is stuck, even sizes of one are blocked both ways.
-- Otherwise in any p + q neighbouring integers of W the moves are the rotation by p modulo p + q, which visits them all;
-  so all of W is reachable. D meets W: D lies neither above W, as pL ≥ 1, nor below it, as qM ≥ 1.
+With inserts of 1 to L and draws of 1 to M transitions the smallest error buffer that never deadlocks is
+⌊(pL + qM)/2⌋ / q; docs/adr/0005-when-a-limiter-deadlocks.md proves it.
 """
 
 from __future__ import annotations
@@ -76,10 +67,6 @@ class RateLimiter:
     def sampled(self, n: int) -> None:
         """Counts a granted draw of `n` transitions."""
         self.samples += n
-
-    def state(self) -> dict[str, int]:
-        """Gives the counts, for metrics and checkpoints."""
-        return {"inserts": self.inserts, "samples": self.samples}
 
     def check_insert(self, n: int) -> None:
         """Raises ConfigError for an insert larger than the error buffer was checked for."""

@@ -124,14 +124,6 @@ class RingTable:
         self._held = tuple(side for side, queue in (("insert", self._parked), ("sample", self._wanted)) if queue)
         return answers
 
-    def waiting(self) -> str | None:
-        """Says which side the last poll left waiting, and for what."""
-        if self._wanted:
-            return f"Sample waits: {self._limiter.why_sample_waits()}"
-        if self._parked:
-            return f"Insert waits: {self._limiter.why_insert_waits()}"
-        return None
-
     def reasons(self) -> Iterable[tuple[Any, str]]:
         """Gives the tokens of waiting requests, each with what it waits for."""
         for wanted in self._wanted:

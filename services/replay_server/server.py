@@ -7,6 +7,8 @@ import logging
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.config import Config, TableConfig
 from common.errors import ProtocolError
 from common.messages import (
@@ -179,6 +181,7 @@ class ReplayServer:
                 f"{self._context.config.replay.group_deadline_s:g} s (replay.group_deadline_s)"
             )
         arrays = self._ledger.report()
+        arrays["origins"] = np.array([(u.life, u.number) for u in answer.unrolls], np.int64).reshape(-1, 2)
         if answer.arrays is not None:
             arrays.update(answer.arrays)
         for i, unroll in enumerate(answer.unrolls):

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from common.codec import DTYPES, Envelope, contiguous, decode, encode, nbytes
+from common.codec import DTYPES, MAX_LIST, Envelope, contiguous, decode, encode, nbytes
 from common.errors import ProtocolError
-from common.messages import KINDS, Act, Actions, Batch, Error, Hello, Insert, Message, Ok, Weights
+from common.messages import KINDS, Act, Actions, Batch, Error, Hello, Insert, Message, Ok, Weights, Welcome
 from common.types import Arrays
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -114,6 +114,41 @@ def test_only_what_is_not_contiguous_is_copied_when_sent() -> None:
 def test_an_array_that_is_not_of_plain_numbers_cannot_be_sent(array: np.ndarray) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):
         encode(Actions(0, {"a": array}), Envelope(1, 2, 3, 1))
+
+
+def test_a_batch_of_as_many_arrays_as_its_header_can_name_comes_back() -> None:
+    arrays = {f"{i}/{j}": np.full(1, i, np.int32) for i in range(700) for j in range(14)}
+    message, _ = decode(wire(Batch(700, 0, 0.0, 0, (), arrays)))
+    assert isinstance(message, Batch)
+    assert list(message.arrays) == list(arrays)
+    assert message.arrays["699/13"].tolist() == [699]
+
+
+TOO_MUCH = {
+    "a longer list": (Batch(1, 1, 0.0, 0, ("x",) * (MAX_LIST + 1)), r"Batch .*max_array_len\(4096\)"),
+    "a longer list in a map": (Welcome(1, 2, {"n": [1] * (MAX_LIST + 1)}), r"Welcome .*max_array_len\(4096\)"),
+    "a larger map": (Welcome(1, 2, {str(i): i for i in range(MAX_LIST + 1)}), r"Welcome .*max_map_len\(4096\)"),
+    "a longer text": (Error("config", "x" * 65_537), r"Error .*max_str_len\(65536\)"),
+    "a longer name": (Actions(0, {"x" * 65_537: np.zeros(1)}), r"Actions .*max_str_len\(65536\)"),
+    "more dimensions": (Actions(0, {"a": np.zeros((1,) * 17)}), "Actions .*more than 16 dimensions"),
+    "a larger header": (Batch(1, 1, 0.0, 0, ("x" * 60_000,) * 18), "Batch .*more than 1048576"),
+}
+
+
+@pytest.mark.parametrize(("message", "text"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_what_no_receiver_would_take_is_not_sent(message: Message, text: str) -> None:
+    with pytest.raises(ProtocolError, match=text):
+        encode(message, ENVELOPE_1)
+
+
+def test_what_is_just_within_the_limits_comes_back() -> None:
+    message = Error("config", "x" * 65_536)
+    assert decode(wire(message))[0] == message
+    missing = Batch(1, 1, 0.0, 0, ("x",) * MAX_LIST)
+    assert decode(wire(missing))[0] == missing
+    (deep, _) = decode(wire(Actions(0, {"a": np.zeros((1,) * 16)})))
+    assert isinstance(deep, Actions)
+    assert deep.arrays["a"].shape == (1,) * 16
 
 
 def test_received_arrays_are_read_only_views_of_their_frames() -> None:
@@ -220,6 +255,7 @@ HOSTILE = {
     "too few fields": [header(11, fields=[])],
     "too many fields": [header(11, fields=[1, 2])],
     "fields that are no list": [header(11, fields={"version": 1})],
+    "a list longer than its frames": [header(3, arrays=[["a", "|u1", [0]]] * 5000), *[b""] * 4998],
     "a list longer than any": [msgpack.packb([7, 1, 2, 3, 1, [1, 1, 0.0, 0, ["x"] * 5000], []])],
     "text longer than any": [header(16, fields=["x" * 70_000, "", ""])],
     "arrays for a kind that has none": [header(14, fields=[], arrays=[["a", "<f4", [0]]]), b""],
@@ -262,6 +298,7 @@ def bombs() -> dict[str, list[bytes]]:
     huge = [1 << 20, 1 << 20]
     return {
         "lists that claim 4096 items in lists that do": [b"\xdc\x10\x00" * 1000],
+        "lists that claim as many items as there are frames": [b"\xdc\x27\x10" * 1000, *[b""] * 9999],
         "lists that claim 2**32 items in lists that do": [b"\xdd\xff\xff\xff\xff" * 600],
         "mappings that claim 4096 items": [b"\xde\x10\x00\xa1a" * 600],
         "a declared terabyte": declares("a", "<f4", huge, b"\0" * 64),

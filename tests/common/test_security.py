@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from jobs import until
 from prometheus_client import CollectorRegistry
 
@@ -118,6 +120,47 @@ async def test_others_are_refused_counted_and_told(
     assert client.server_life == 0
     good = line.client([], security="curve", keys=str(keys / "good"))
     assert await good.request(GetWeights(3)) == NotModified(3)
+
+
+def unreadable(clients: Path) -> None:
+    clients.unlink()
+    clients.mkdir()
+
+
+def not_text(clients: Path) -> None:
+    clients.write_bytes(b"\xff\xfe\n")
+
+
+@pytest.mark.parametrize("spoil", [unreadable, not_text])
+async def test_a_list_that_cannot_be_read_lets_nobody_in_until_it_can_be(
+    line: Line, keys: Path, tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(keys / "clients", tmp_path / "kept")
+    spoil(keys / "clients")
+    line.client([], security="curve", keys=str(keys))
+    await until(lambda: line.refused() > 0, "the refusal", 10.0)
+    assert f"cannot read the allow-list {keys / 'clients'}" in caplog.text
+    shutil.rmtree(keys / "clients", ignore_errors=True)
+    shutil.copy(tmp_path / "kept", keys / "clients")
+    client = line.client([], security="curve", keys=str(keys))
+    assert await client.request(GetWeights(3)) == NotModified(3)
+
+
+@pytest.mark.parametrize("request_", [[b"1.0"], [b"1.0", b"7", b"", b"\xff", b"", b"CURVE", b"short"]])
+async def test_a_malformed_authentication_request_is_refused_and_the_next_is_answered(
+    line: Line, keys: Path, request_: list[bytes]
+) -> None:
+    asker = zmq.Context.instance().socket(zmq.REQ)
+    asker.linger = 0
+    try:
+        asker.connect("inproc://zeromq.zap.01")
+        asker.send_multipart(request_)
+        await until(lambda: asker.poll(0), "the verdict", 10.0)
+        assert asker.recv_multipart()[2] == b"400"
+    finally:
+        asker.close()
+    client = line.client([], security="curve", keys=str(keys))
+    assert await client.request(GetWeights(3)) == NotModified(3)
 
 
 def test_keys_are_private_and_never_overwritten(keys: Path) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import itertools
 import random
 import socket
@@ -315,6 +316,108 @@ async def test_a_new_life_of_a_client_takes_the_place_of_the_old_one(bench: Benc
     lost.cancel()
 
 
+async def test_of_two_living_clients_of_one_name_the_first_ends_and_the_second_is_served(
+    bench: Bench, address: str
+) -> None:
+    desk, gone = Desk(), []
+    desk.park = True
+    server = bench.server(address, desk, gone=gone.append)
+    # It sends nothing again by itself: the answer to its last request ends the others too.
+    first = bench.client(address, life=7, net=NET.model_copy(update={"resend_s": 60.0, "deadline_s": 60.0}))
+    parked = [asyncio.create_task(first.request(ask(n))) for n in (1, 2)]
+    await until(lambda: len(desk.parked) == 2, "the first one's requests")
+    desk.park = False
+    second = bench.client(address, life=8)
+    assert await second.request(ask(3)) == NotModified(3)
+    for request in (first.request(ask(4)), *parked):
+        with pytest.raises(
+            RemoteError, match=r"another env-0 has taken this one's place \(give each its own"
+        ) as caught:
+            await asyncio.wait_for(request, 10.0)
+        assert caught.value.code == "replaced"
+    assert await second.request(ask(5)) == NotModified(5)
+    assert desk.handled == [ask(1), ask(2), ask(3), ask(5)]
+    assert gone == [Hello(PROTOCOL, "env", "env-0", 7)]
+    assert list(server._peers) == [8]
+
+
+async def test_a_replaced_client_that_says_hello_again_is_turned_away(bench: Bench, ipc: str) -> None:
+    server = bench.server(ipc, Desk())
+    await bench.client(ipc, life=7).welcome()
+    await bench.client(ipc, life=8).welcome()
+    again = bench.client(ipc, life=7)
+    with pytest.raises(RemoteError) as caught:
+        await again.welcome()
+    assert caught.value.code == "replaced"
+    assert list(server._peers) == [8]
+
+
+async def test_only_the_latest_replaced_lives_are_remembered(
+    bench: Bench, ipc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_REPLACED", 3)
+    served = bench.server(ipc, Desk())
+    with Raw(ipc) as raw:
+        for life in range(1, 9):
+            assert await raw.greet(Hello(PROTOCOL, "env", "env-0", life)) == Welcome(PROTOCOL, served.life)
+    assert list(served._replaced) == [5, 6, 7]
+
+
+class Line:
+    """A tcp forwarder whose connections can be cut off without being closed, as by a NAT that forgets them."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._dead: set[asyncio.StreamWriter] = set()
+        self.accepted = 0
+
+    async def open(self) -> str:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"tcp://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        self._dead.update(self._writers)
+
+    async def close(self) -> None:
+        self._listener.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._tasks)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers += [writer, far_writer]
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            self._tasks.append(asyncio.create_task(self._pump(source, sink)))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                if sink not in self._dead:
+                    sink.write(data)
+
+
+async def test_a_tcp_connection_that_leads_nowhere_is_made_again(bench: Bench) -> None:
+    desk = Desk()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    bench.server(f"tcp://127.0.0.1:{port}", desk)
+    line = Line(port)
+    try:
+        client = bench.client(await line.open())
+        assert await client.request(ask(1)) == NotModified(1)
+        line.cut()
+        assert await asyncio.wait_for(client.request(ask(2)), 10.0) == NotModified(2)
+        assert line.accepted == 2
+        assert desk.handled == [ask(1), ask(2)]
+        client.close()
+    finally:
+        await line.close()
+
+
 async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_returns(
     bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -459,6 +562,17 @@ async def test_a_request_that_cannot_be_sent_leaves_nothing_in_flight(bench: Ben
     assert await client.request(ask(2)) == NotModified(2)
 
 
+async def test_a_request_that_cannot_be_sent_fails_also_when_the_server_comes_later(bench: Bench, ipc: str) -> None:
+    client = bench.client(ipc)
+    bad = asyncio.create_task(client.request(Sample("x" * 70_000, 1, 0)))
+    good = asyncio.create_task(client.request(ask(2)))
+    await until(lambda: len(client._requests) == 2, "both are asked")
+    bench.server(ipc, Desk())
+    with pytest.raises(ProtocolError, match="max_str_len"):
+        await bad
+    assert await good == NotModified(2)
+
+
 async def test_messages_behind_one_that_fails_are_still_read(
     bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -473,7 +587,7 @@ async def test_messages_behind_one_that_fails_are_still_read(
             raw.socket.send_multipart(encode(hello, Envelope(0, life, 0, 0)))
         raw.socket.send_multipart(encode(ask(), Envelope(1, 7, server.life, 1)))
         assert (await raw.receive())[0] == Welcome(PROTOCOL, server.life)
-        assert (await raw.receive())[0] == Error("new_life", "say Hello first")
+        assert (await raw.receive())[0].code == "replaced"
     assert "env-0 was in use" in caplog.text
 
 

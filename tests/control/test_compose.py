@@ -14,6 +14,9 @@ from services.control.compose import local_plan, make_run_dir, overlay_of, place
 
 def test_local_plan_gives_each_service_a_process_and_an_ipc_address(tmp_path: Path) -> None:
     config = load(None, ["env.servers=2", "inference.servers=2", "learner.threads=2"], {})
+    (tmp_path / "run").mkdir()
+    # The second life of this run's learner is to come: its env-servers' seeds must not be those of the first.
+    (tmp_path / "run" / "ordinal").write_text("1")
     plan = local_plan(config, tmp_path / "run", tmp_path)
     assert [process.name for process in plan.processes] == [
         "learner",
@@ -27,6 +30,7 @@ def test_local_plan_gives_each_service_a_process_and_an_ipc_address(tmp_path: Pa
     assert plan.processes[4].argv == (
         *("-m", "services.env_server", "--config", str(tmp_path / "config.yaml"), "--index", "1"),
         *("--run-dir", str(tmp_path / "run"), "--announce", str(tmp_path / "env-1.url")),
+        *("--earlier-lives", "100"),
     )
     net = load(tmp_path / "config.yaml", (), {}).net
     assert net.act == (f"ipc://{tmp_path}/act-0", f"ipc://{tmp_path}/act-1")

@@ -6,10 +6,11 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common import codec, errors, types
-from common.messages import KINDS, PROTOCOL
+from common.messages import KINDS, PROTOCOL, Finished
 from common.transport import server
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
@@ -67,6 +68,11 @@ def test_version_limits_and_dtypes_are_the_codes() -> None:
     assert f"Version **{PROTOCOL}**." in PAGE
     limits = [row[1].split()[0] for row in table(section("## Framing"), "limit") or []]
     assert limits == [str(codec.MAX_HEADER_BYTES), str(codec.MAX_LIST), str(codec.MAX_TEXT), str(codec.MAX_DIMENSIONS)]
+    assert "A list may also have as many entries as its message has frames" in PAGE
+    frames = codec.encode(
+        Finished({str(i): np.zeros(0) for i in range(codec.MAX_LIST + 1)}), codec.Envelope(1, 2, 3, 1)
+    )
+    assert len(codec.decode(frames)[0].arrays) == codec.MAX_LIST + 1  # type: ignore[union-attr]
     named = re.search(r"as numpy writes them: (.*)\.$", PAGE, re.MULTILINE)
     assert named is not None
     assert set(named.group(1).replace("`", "").split()) == set(codec.DTYPES)
@@ -76,4 +82,4 @@ def test_version_limits_and_dtypes_are_the_codes() -> None:
 def test_error_codes_are_those_that_a_server_answers_with() -> None:
     shown = {row[0] for row in table(section("## Error codes"), "code") or []}
     answered = {kind.code for kind in (errors.HeadraceError, errors.ConfigError, errors.ProtocolError, errors.Finished)}
-    assert shown == answered | {"new_life", "protocol_version"}
+    assert shown == answered | {"new_life", "replaced", "protocol_version"}

@@ -302,7 +302,7 @@ def test_a_missing_simulator_is_answered_with_its_pip_line(
     env_id: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf'env.id=.* \(pip install "headrace\[{extra}\]"\)'):
+    with pytest.raises(ConfigError, match=rf"env.id=.* \(in the clone: pip install -e '\.\[{extra}\]'\)"):
         make_backend(config(env_id), 1)
 
 

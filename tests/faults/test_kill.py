@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from jobs import ROLES, Job, stream_lines, until, write_config
 
@@ -22,10 +23,12 @@ BASE: dict[str, Any] = {
     "net": {"resend_s": 0.5},
     "stop": {"steps": 120_000},
 }
-SYNCHRONOUS: dict[str, Any] = {}
-ASYNCHRONOUS = {
-    "replay": {"max_policy_lag": 10, "tables": {"experience": {"kind": "fifo", "capacity": 8}}},
-    "learner": {**BASE["learner"], "batch": 2},
+MODES: dict[str, dict[str, Any]] = {
+    "lag0": {},
+    "async": {
+        "replay": {"max_policy_lag": 10, "tables": {"experience": {"kind": "fifo", "capacity": 8}}},
+        "learner": {**BASE["learner"], "batch": 2},
+    },
 }
 
 
@@ -50,11 +53,9 @@ def check_counters(job: Job, killed: int) -> None:
     assert len(streams) == 2 * (1 + killed)
 
 
-@pytest.mark.parametrize("mode", [SYNCHRONOUS, ASYNCHRONOUS], ids=["lag0", "async"])
-async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(
-    tmp_path: Path, mode: dict[str, Any]
-) -> None:
-    config = write_config(tmp_path / "config.yaml", {**BASE, **mode})
+@pytest.mark.parametrize("mode", MODES)
+async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(tmp_path: Path, mode: str) -> None:
+    config = write_config(tmp_path / "config.yaml", {**BASE, **MODES[mode]})
     with Job(config, tmp_path / "run") as job:
         await until(lambda: job.updates() > 20, "the first updates")
         for role in ROLES:
@@ -66,11 +67,18 @@ async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(
         check_counters(job, killed=1)
 
 
-async def test_a_learner_that_comes_back_from_an_older_checkpoint_counts_no_step_twice(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "config.yaml", BASE)
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_learner_that_comes_back_from_an_older_checkpoint_counts_no_step_twice(
+    tmp_path: Path, mode: str
+) -> None:
+    config = write_config(tmp_path / "config.yaml", {**BASE, **MODES[mode]})
     with Job(config, tmp_path / "run") as job:
         checkpoints = job.run_dir / "checkpoints"
         await until(lambda: checkpoints.is_dir() and len(list(checkpoints.glob("0*"))) >= 3, "three checkpoints")
+        learner = psutil.Process(job.pids()["learner"])
+        # Stopped first: it would write `latest` again before it is killed.
+        learner.suspend()
+        await until(lambda: learner.status() == psutil.STATUS_STOPPED, "the learner's standing still")
         oldest = min(path.name for path in checkpoints.glob("0*"))
         (checkpoints / "latest").write_text(oldest)
         await kill(job, "learner")

@@ -62,3 +62,5 @@ async def test_a_job_that_loses_the_first_reply_of_each_kind_ends_with_true_coun
         if mode == "lag0":
             # Nothing was stale, so every unroll that was inserted was trained on, once.
             assert result["trained_steps"] == result["steps"] == 2 * result["updates"] * UNROLL * ENVS
+        else:
+            assert 0 < result["trained_steps"] <= result["steps"]

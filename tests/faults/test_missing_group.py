@@ -7,7 +7,9 @@ import json
 import urllib.request
 from pathlib import Path
 
-from jobs import Service, by_hand, short_dir, until, write_config
+from jobs import Service, by_hand, short_dir, until, watched, write_config
+
+NOTICE = "the batch goes without env-1/0"
 
 
 async def test_training_goes_on_with_the_other_env_server_and_says_so(tmp_path: Path) -> None:
@@ -37,8 +39,11 @@ async def test_training_goes_on_with_the_other_env_server_and_says_so(tmp_path: 
                 return any(b[1] - a[1] == (b[0] - a[0]) * 16 * envs for a, b in itertools.pairwise(steps))
 
             await until(lambda: batches_of(8), "batches of both env-servers")
-            services["other"].kill()
-            await until(lambda: "the batch goes without env-1/0" in services["replay"].text(), "its being said aloud")
+            with watched(services.values(), tmp_path / "top.out") as shown:
+                await until(lambda: "goal " in shown(), "a display")
+                services["other"].kill()
+                await until(lambda: NOTICE in services["replay"].text(), "its being said aloud")
+                await until(lambda: NOTICE in shown(), "its being shown")
             await until(lambda: batches_of(4), "batches of the one that is left")
             with urllib.request.urlopen(f"{services['replay'].url()}/healthz", timeout=5) as answer:
                 assert "env-1/0" in json.load(answer)["notice"]

@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 
 def weights(network: dict[str, Any], seed: int = 1, version: int = 5, spec: EnvSpec = SPEC) -> Weights:
     policy = build_policy(network, spec, seed)
-    layout = json.dumps(weights_layout(policy))
+    layout = json.dumps([network, weights_layout(policy)])
     return Weights(version, spec.to_wire(), policy.spec.to_wire(), layout, {}, {"weights": pack_weights(policy)})
 
 

@@ -1,4 +1,4 @@
-"""The four services by hand over tcp, in every order."""
+"""The four services by hand over tcp, in every order: each is up before the next is started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from jobs import ROLES, by_hand, write_config
+from jobs import ROLES, Service, by_hand, until, write_config
 
 
 def free_ports(n: int) -> list[int]:
@@ -30,7 +30,10 @@ async def test_a_job_starts_in_any_order(tmp_path: Path, order: tuple[str, ...])
         "net": {"act": [act], "experience": [experience], "weights": weights},
     }
     config = write_config(tmp_path / "config.yaml", tree)
-    with by_hand(config, tmp_path / "run", order) as services:
+    with by_hand(config, tmp_path / "run", roles=()) as services:
+        for role in order:
+            service = services[role] = Service(role, config, tmp_path / "run")
+            await until(service.url, f"{role}'s being up")
         for service in services.values():
-            assert await service.ended() == 0, service.text()
+            assert await service.ended(120.0) == 0, service.text()
         assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] >= 500

@@ -53,6 +53,16 @@ def test_a_learner_that_went_back_writes_over_what_it_wrote_before(tmp_path: Pat
     assert load_state(find(tmp_path))["trainer"]["steps"] == 10
 
 
+def test_a_crash_between_moving_the_old_one_out_and_the_new_one_in_loses_neither(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=2).save(state(1), updates=1, best=False)
+    folder = tmp_path / "checkpoints"
+    (folder / "000000001").rename(folder / ".000000001.old")
+    latest = Checkpoints(tmp_path, keep=2).load_latest()
+    assert latest is not None
+    assert latest["trainer"]["steps"] == 1
+    assert not list(folder.glob(".*.old"))
+
+
 def test_each_life_of_a_learner_has_a_higher_ordinal(tmp_path: Path) -> None:
     assert [Checkpoints(tmp_path, keep=1).next_ordinal() for _ in range(3)] == [1, 2, 3]
 

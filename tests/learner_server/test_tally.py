@@ -46,6 +46,16 @@ def test_the_mean_is_over_the_last_episodes_and_unknown_before_the_first() -> No
     assert tally.episode_return == 4.0
 
 
+def test_an_unroll_is_trained_on_once_whoever_hands_it_out_again() -> None:
+    tally = Tally(StopConfig())
+    first, second = {"a": np.zeros(1)}, {"a": np.ones(1)}
+    assert tally.untrained(np.array([[7, 1], [8, 4]]), [first, second]) == [first, second]
+    assert tally.untrained(np.array([[7, 1], [8, 5]]), [first, second]) == [second]
+    resumed = Tally(StopConfig())
+    resumed.load_state_dict(json.loads(json.dumps(tally.state_dict())))
+    assert resumed.untrained(np.array([[7, 1], [7, 2]]), [first, second]) == [second]
+
+
 def test_the_goal_needs_all_its_episodes() -> None:
     tally = Tally(StopConfig(episode_return=3.0, episodes=2))
     tally.merge(news([[7, 1, 5, 5]], [(9.0, 5, 7, 1)]))

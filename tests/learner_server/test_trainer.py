@@ -8,6 +8,7 @@ import pytest
 
 from common.config import validate
 from common.errors import ConfigError, ProtocolError
+from common.rl.algorithms.base import NonFiniteUpdate
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, make_version
 from services.learner_server.checkpoint import Checkpoints
 from services.learner_server.trainer import Trainer
@@ -79,6 +80,23 @@ def test_the_lag_of_a_batch_is_counted_in_versions() -> None:
     arrays["versions"][:4] -= 5
     update = learner.update(arrays, progress=0.0)
     assert (update.lag_mean, update.lag_max, update.steps) == (2.5, 5, T * B)
+
+
+@pytest.mark.parametrize("name", ["observation.obs", "reward"])
+def test_what_is_not_finite_in_a_batch_changes_nothing(name: str) -> None:
+    learner = trainer()
+    before = learner.weights().tobytes()
+    arrays = batch(0, learner.version)
+    arrays[name][2, 1] = np.inf
+    with pytest.raises(NonFiniteUpdate, match=f"{name} is not finite"):
+        learner.update(arrays, progress=0.0)
+    assert (learner.weights().tobytes(), learner.updates) == (before, 0)
+
+
+def test_a_table_that_an_algorithm_cannot_train_from_is_refused_at_start() -> None:
+    ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000}}}
+    with pytest.raises(ConfigError, match=r"replay\.tables\.experience\.kind='uniform' .*ppo.*set it to fifo"):
+        trainer(replay=ring, learner={"batch": 8})
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:

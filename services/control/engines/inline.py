@@ -18,7 +18,7 @@ from common.config import Config
 from common.errors import Finished
 from common.service import Context, make_context
 from services.control.board import Board, ProcessState
-from services.control.compose import place, services
+from services.control.compose import earlier_lives, place, services
 from services.control.engines.local import DRAIN_S, GRACE_S, KILLED
 from services.control.readings import Reading, parse_metrics
 
@@ -35,7 +35,9 @@ class InlineEngine:
         self._interrupted = False
         self.started = asyncio.Event()
         for role, name, index in services(self._config):
-            self._contexts[name] = make_context(self._config, role, index=index, run_dir=run_dir)
+            self._contexts[name] = make_context(
+                self._config, role, index=index, earlier_lives=earlier_lives(run_dir), run_dir=run_dir
+            )
             board.processes[name] = ProcessState(name, role)
 
     @property

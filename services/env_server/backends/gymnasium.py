@@ -246,7 +246,9 @@ def _import(env_id: str, module: str) -> Any:
 def _missing(env_id: str, error: Exception) -> ConfigError:
     said = str(error).lower()
     extra = next((extra for name, extra in _EXTRAS.items() if name in said), None)
-    remedy = f'pip install "headrace[{extra}]"' if extra else "install what it needs, or mend the module's name"
+    remedy = (
+        f"in the clone: pip install -e '.[{extra}]'" if extra else "install what it needs, or mend the module's name"
+    )
     return ConfigError(f"env.id={env_id!r} cannot be imported: {error}", remedy)
 
 
