@@ -10,11 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 _OURS = re.compile(r"^(.*) \(((?:common|services|gymnasium|mujoco|minatar|asyncio)/[^:]*):\d+\)$")
-_IDLE = ("selectors.py", "threading.py", "serve_forever", "_worker")
+_IDLE = ("selectors.py", "threading.py")
+_OTHER_THREADS = ("serve_forever", "_worker", "GarbageCollectorThread")
 
 
 def record(pids: dict[str, int], seconds: float) -> dict[str, Counter[str]]:
-    """Gives, for each named process, its samples by function; threads that serve http are left out."""
+    """Gives, for each named process, its samples by function; threads beside the loop are left out."""
     spy = Path(sys.executable).with_name("py-spy")
     with tempfile.TemporaryDirectory() as folder:
         recorders = {
@@ -49,7 +50,7 @@ def _count(raw: str) -> Counter[str]:
     for line in raw.splitlines():
         stack, _, samples = line.rpartition(" ")
         frames = stack.split(";")
-        if "http" in frames[0] or any("serve_forever" in frame or "_worker" in frame for frame in frames[-3:]):
+        if any(thread in frame for frame in frames for thread in _OTHER_THREADS):
             continue
         shares[_function(frames)] += int(samples)
     return shares
