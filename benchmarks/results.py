@@ -47,8 +47,8 @@ JOBS = (
     Job("cartpole_ppo_async", "CartPole-v1", "PPO, asynchronous", 475, "500, the limit", "cartpole-kinds"),
     Job("pendulum_ppo", "Pendulum-v1", "PPO", -200, f"-172 at 100k, {ZOO}", "pendulum"),
     Job("pendulum_a2c", "Pendulum-v1", "A2C", -400, f"-163 at 1M, {ZOO}", "pendulum"),
-    Job("minatar_breakout_ppo", "MinAtar/Breakout-v1", "PPO", 5, "random: 0.5", "minatar"),
-    Job("minatar_breakout_a2c", "MinAtar/Breakout-v1", "A2C", 5, "random: 0.5", "minatar"),
+    Job("minatar_breakout_ppo", "MinAtar/Breakout-v1", "PPO", 5, "random: 0.4", "minatar"),
+    Job("minatar_breakout_a2c", "MinAtar/Breakout-v1", "A2C", 5, "random: 0.4", "minatar"),
 )
 
 
