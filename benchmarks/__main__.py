@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-from benchmarks import collect, solve, wire
+from benchmarks import collect, connections, solve, wire
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "machine": machine,
     "solve": lambda: solve.report(5, solve.peer_python()),
     "collect": lambda: collect.report([], 10.0, 5, profile=True),
+    "connections": lambda: connections.report(5.0, 3),
     "wire": lambda: wire.report(5),
 }
 

@@ -75,7 +75,7 @@ async def _consume(config: Config, seconds: float, warm: Callable[[], object] = 
         weights.server.close()
 
 
-def _start(process: Process) -> subprocess.Popen[bytes]:
+def start(process: Process) -> subprocess.Popen[bytes]:
     with process.log.open("wb") as log:
         return subprocess.Popen([sys.executable, *process.argv], stdout=log, stderr=log)
 
@@ -86,7 +86,7 @@ def headrace(config: Config, seconds: float, profiled: dict[str, Counter[str]] |
         folder = Path(name)
         (folder / "logs").mkdir()
         plan = local_plan(config, folder, folder)
-        children = {process.name: _start(process) for process in plan.processes if process.role != "learner"}
+        children = {process.name: start(process) for process in plan.processes if process.role != "learner"}
         try:
             if profiled is None:
                 return asyncio.run(_consume(plan.config, seconds))
