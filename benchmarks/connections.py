@@ -1,8 +1,8 @@
 """Message rate of one inference-server and one replay-server under 1 to 512 connections.
 
-Each connection is a simulated env-server of one group with 8 CartPole-shaped environments that take no time. It asks for
-actions, and inserts a ready-made unroll after every 32 answers. All of them live in one process, whose own work is part
-of what is measured. This script also stands in for the learner and drops what it is sent.
+Each connection is a simulated env-server of one group with 8 CartPole-shaped environments that take no time. It asks
+for actions, and inserts a ready-made unroll after every 32 answers. All of them live in one process, whose own work is
+part of what is measured. This script also stands in for the learner and drops what it is sent.
 
     python -m benchmarks.connections [--seconds 5] [--repeat 3]
 """
