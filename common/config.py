@@ -194,7 +194,9 @@ class Config(Section):
                     f"set it to 0, or learner.table to {name}",
                 )
         if self.learner.lr_schedule == "linear" and not (self.stop.steps or self.stop.frames or self.stop.seconds):
-            raise ConfigError("learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds")
+            raise ConfigError(
+                "learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds, or constant"
+            )
         table = tables[self.learner.table]
         if table.kind == "fifo":
             self._check_fifo_batch(table)

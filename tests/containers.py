@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import tarfile
 import urllib.parse
@@ -20,7 +19,7 @@ import docker
 import pytest
 from docker.models.containers import Container
 from docker.models.networks import Network
-from jobs import until
+from jobs import free_port, until
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ("env-server", "inference-server", "replay-server", "learner-server")
@@ -43,12 +42,6 @@ def compose(*arguments: str, environ: dict[str, str] | None = None) -> str:
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fetch(url: str) -> str | None:

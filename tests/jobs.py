@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
         await asyncio.sleep(0.02)
     return value
+
+
+def free_port() -> int:
+    """Gives a tcp port of this machine that nobody listens on.
+
+    From below the range that the system gives to connections, and to servers that ask for any port: one out of that
+    may be taken again before the test gets to use it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager

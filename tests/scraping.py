@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jobs import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -34,12 +34,6 @@ def tool(*names: str) -> str:
     if names[0] in os.environ.get("DEPLOY_EXCUSED", "").split():
         pytest.skip(f"excused: {names[0]}")
     pytest.fail(f"this machine has no {names[0]}; excuse it with DEPLOY_EXCUSED={names[0]}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

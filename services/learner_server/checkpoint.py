@@ -33,8 +33,7 @@ class Checkpoints:
         self._keep = keep
         self._dir.mkdir(parents=True, exist_ok=True)
         for old in self._dir.glob(".*.old"):
-            # A crash came between moving the old one away and the new one in.
-            name = self._dir / old.name.removeprefix(".").removesuffix(".old")
+            name = self._dir / old.name[1 : -len(".old")]  # a crash came between the renames
             shutil.rmtree(old) if name.exists() else old.rename(name)
 
     def next_ordinal(self) -> int:

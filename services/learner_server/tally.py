@@ -45,10 +45,7 @@ class Tally:
         return len(returns)
 
     def untrained(self, origins: np.ndarray, unrolls: list[Arrays]) -> list[Arrays]:
-        """Gives the unrolls that were not trained on before, and remembers them; `origins` [n, 2] are (life, number).
-
-        A replay-server that died with an Insert stored but not answered is sent it again in its next life.
-        """
+        """Gives the unrolls not trained on before; a restarted replay-server may hand one, of `origins`, out again."""
         fresh = []
         for (life, number), unroll in zip(origins.tolist(), unrolls, strict=True):
             if number > self._trained.get(life, 0):

@@ -256,3 +256,9 @@ def test_wrong_arguments_of_a_service_are_said_by_argparse(capsys: pytest.Captur
         service_arguments("replay", ["--help"])
     assert caught.value.code == 0
     assert "headrace replay-server --config configs/cartpole_ppo.yaml" in capsys.readouterr().out
+
+
+def test_a_linear_schedule_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.lr_schedule=linear has no end to fall to.*stop\.steps"):
+        load(None, ["learner.lr_schedule=linear"], {})
+    assert load(None, ["learner.lr_schedule=linear", "stop.seconds=9"], {}).learner.lr_schedule == "linear"

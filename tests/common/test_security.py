@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
-from jobs import until
+from jobs import free_port, until
 from prometheus_client import CollectorRegistry
 
 from common.config import NetConfig
@@ -28,8 +27,7 @@ def answer(ticket: Ticket) -> None:
 
 
 def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 class Line:

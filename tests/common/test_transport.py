@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from jobs import short_dir, until
+from jobs import free_port, short_dir, until
 from prometheus_client import CollectorRegistry
 from proxies import Proxy
 
@@ -51,10 +51,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
         with short_dir() as path:
             yield f"ipc://{path}/server"
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        yield f"tcp://127.0.0.1:{port}"
+        yield f"tcp://127.0.0.1:{free_port()}"
 
 
 class Bench:
@@ -402,8 +399,7 @@ class Line:
 
 async def test_a_tcp_connection_that_leads_nowhere_is_made_again(bench: Bench) -> None:
     desk = Desk()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     bench.server(f"tcp://127.0.0.1:{port}", desk)
     line = Line(port)
     try:

@@ -18,7 +18,7 @@ from common.config import CONFIGS
 
 ROOT = CONFIGS.parent
 SHORT = ("configs/cartpole_ppo.yaml", "stop.episode_return=null", "stop.steps=4096")
-ENDLESS = ("configs/cartpole_ppo.yaml", "stop.episode_return=null", "stop.steps=0")
+ENDLESS = ("configs/cartpole_ppo.yaml", "stop.episode_return=null", "stop.steps=1000000000")
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
 
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import socket
 from pathlib import Path
 
 import pytest
-from jobs import ROLES, Service, by_hand, until, write_config
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+from jobs import ROLES, Service, by_hand, free_port, until, write_config
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(ROLES)), ids="-".join)
 async def test_a_job_starts_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
-    act, experience, weights = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+    act, experience, weights = (f"tcp://127.0.0.1:{free_port()}" for _ in range(3))
     tree = {
         "env": {"id": "CartPole-v1", "groups": 2, "envs": 4},
         "rollout": {"unroll": 16},
