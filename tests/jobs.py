@@ -144,10 +144,12 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._descendants():
-            process.kill()
+        # Of a job that still runs, its guardian ends the services and takes away their directory.
+        family = self._descendants()
         self.process.kill()
         self.process.wait()
+        for process in psutil.wait_procs(family, timeout=20)[1]:
+            process.kill()
 
     def _descendants(self) -> list[psutil.Process]:
         try:
