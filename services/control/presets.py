@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+import gymnasium
 import numpy as np
 import yaml
 
@@ -49,8 +50,14 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     path = PRESETS / f"{algo}_{kind_of(spec)}.yaml"
     if not path.exists():
         raise ConfigError(f"--algo {algo} --env {env_id}: no preset {path.name}", "write a config file")
-    config = load(path, [f"env.id={env_id}", *preset_overrides(spec), *overrides])
+    config = load(path, [f"env.id={env_id}", *preset_overrides(spec), *_goal(env_id), *overrides])
     return config, yaml.safe_dump(overlay_of(config, load(None, (), {})), sort_keys=False, default_flow_style=None)
+
+
+def _goal(env_id: str) -> list[str]:
+    """Gives the return at which Gymnasium calls an environment solved, if it says so, as what ends the job."""
+    known = gymnasium.registry.get(env_id)
+    return [] if known is None or known.reward_threshold is None else [f"stop.episode_return={known.reward_threshold}"]
 
 
 def _images(spec: EnvSpec) -> list[ArraySpec]:

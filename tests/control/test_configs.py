@@ -11,7 +11,7 @@ from common.rl.algorithms.base import Algorithm
 from common.rl.networks import read_network
 from common.rl.registry import ALGORITHMS, algorithm_class
 from common.types import ActionSpec, ArraySpec, EnvSpec
-from services.control.presets import PRESETS, algorithms, kind_of, preset_overrides
+from services.control.presets import PRESETS, algorithms, from_preset, kind_of, preset_overrides
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 DISCRETE = ActionSpec("discrete", "<i8", (), (2,))
@@ -25,6 +25,12 @@ def test_file_makes_a_valid_config_whose_network_and_algorithm_exist(path: Path)
     loaded: type[Algorithm] = algorithm_class(config.algorithm["name"])
     assert path.stem == "defaults" or config.algorithm["name"] in path.stem
     assert loaded.__name__.lower() == config.algorithm["name"]
+
+
+def test_a_preset_ends_the_job_where_gymnasium_calls_it_solved_unless_told_otherwise() -> None:
+    assert from_preset("ppo", "CartPole-v1", [])[0].stop.episode_return == 475.0
+    assert from_preset("ppo", "CartPole-v1", ["stop.episode_return=null"])[0].stop.episode_return is None
+    assert from_preset("ppo", "Pendulum-v1", [])[0].stop.episode_return is None
 
 
 def test_there_is_a_preset_for_each_algorithm_and_kind() -> None:
