@@ -47,9 +47,7 @@ class RemoteError(HeadraceError):
     def __init__(self, code: str, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
         self.code = code
-        # What a restart would only repeat, or, where another has the name, fight about.
-        final = code in (ConfigError.code, "replaced")
-        self.exit_code = ConfigError.exit_code if final else HeadraceError.exit_code
+        self.exit_code = ConfigError.exit_code if code in (ConfigError.code, "replaced") else HeadraceError.exit_code
 
 
 class Finished(HeadraceError):

@@ -29,6 +29,7 @@ from common.transport.client import Client
 from common.types import new_life
 
 log = logging.getLogger("headrace.service")
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Run = Callable[["Context"], Awaitable[None]]
 
@@ -126,6 +127,8 @@ def connect(context: Context, address: str, role: str, *, max_in_flight: int, he
 
 def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     """Runs a service by itself until it is done or told to stop; gives its exit code."""
+    # They wait until the loop can hear them: who is told to stop while it starts ends like any other.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         arguments = service_arguments(role, argv)
     except HeadraceError as error:
@@ -173,8 +176,9 @@ async def supervise(context: Context, run: Run) -> int:
     """Runs a role until it ends, says why it ended, and gives its exit code."""
     loop = asyncio.get_running_loop()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, context.stopping.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     try:
         await run(context)
     except Finished as finished:

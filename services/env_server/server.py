@@ -17,7 +17,7 @@ from common.metrics import EnvMetrics
 from common.service import Context, connect, until_stopped
 from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
-from services.env_server.backends import Backend, Finals, make_backend
+from services.env_server.backends import Backend, make_backend
 from services.env_server.rollout import Rollout
 
 log = logging.getLogger("headrace.env")
@@ -80,15 +80,13 @@ class Group:
         if self._step_s < SLOW_STEP_S:
             finals = self.backend.step(action, *rollout.targets())
         else:
-            finals = await asyncio.get_running_loop().run_in_executor(pool, self._step_backend, rollout, action)
+            loop = asyncio.get_running_loop()
+            finals = await loop.run_in_executor(pool, lambda: self.backend.step(action, *rollout.targets()))
         seconds = time.perf_counter() - answered
         self._metrics.step_seconds.observe(seconds)
         self._step_s += 0.1 * (seconds - self._step_s)
         rollout.advance(finals)
         self._step += 1
-
-    def _step_backend(self, rollout: Rollout, action: np.ndarray) -> Finals:
-        return self.backend.step(action, *rollout.targets())
 
     async def _insert(self, rollout: Rollout, arrays: Arrays, replay: Client) -> int:
         number, steps, frames = rollout.number, rollout.steps, rollout.frames
