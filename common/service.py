@@ -127,8 +127,6 @@ def connect(context: Context, address: str, role: str, *, max_in_flight: int, he
 
 def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     """Runs a service by itself until it is done or told to stop; gives its exit code."""
-    # They wait until the loop can hear them: who is told to stop while it starts ends like any other.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         arguments = service_arguments(role, argv)
     except HeadraceError as error:
@@ -145,6 +143,8 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
         run_dir=arguments.run_dir,
     )
     logs.set_up(context.name)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: context.stopping.set())  # until the loop has its own handlers
     try:
         http = serve_http(context)
     except ConfigError as error:
@@ -178,7 +178,6 @@ async def supervise(context: Context, run: Run) -> int:
     if threading.current_thread() is threading.main_thread():
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, context.stopping.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     try:
         await run(context)
     except Finished as finished:
