@@ -93,11 +93,15 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """Name, dtype and shape of one array, per environment (no time, no batch axis)."""
+    """Name, dtype and shape of one array, per environment (no time, no batch axis).
+
+    A `stack` of k > 1 says that axis 0 holds the last k frames, oldest first.
+    """
 
     name: str
     dtype: DType
     shape: Shape
+    stack: int = 1
 
     @property
     def nbytes(self) -> int:

@@ -1,10 +1,14 @@
 """What the env-server asks of a simulator: a group of environments stepped together into arrays it is given.
 
-Owns the interface alone; each simulator family has a file of its own beside this one. Knows no network and no unroll.
+Owns the interface, and which file serves which `env.id`; each simulator family has a file of its own beside this one.
+Knows no network and no unroll.
 """
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,6 +58,10 @@ class Backend(Protocol):
         reward 0, terminated and truncated False.
         """
 
+    @property
+    def tallies(self) -> Mapping[str, int]:
+        """Cumulative counts by name over finished episodes, like achievements unlocked; empty where there are none."""
+
     def render(self) -> np.ndarray | None:
         """Gives a picture [H, W, 3] uint8 of the first environment, or None where none can be drawn."""
 
@@ -61,9 +69,22 @@ class Backend(Protocol):
         """Frees the simulators."""
 
 
+# Families stepped natively, by the form of their ids; every other id goes to Gymnasium's own environments.
+_FAMILIES: tuple[tuple[str, str], ...] = ()
+
+
 def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:
-    """Gives `num_envs` environments of `config.id`; raises ConfigError naming env.id or env.kwargs and the remedy."""
+    """Gives `num_envs` environments of `config.id`; raises ConfigError naming env.id or env.kwargs and the remedy.
+
+    A native family that cannot honour `env.kwargs` or draw in `render_mode` leaves the id to Gymnasium.
+    """
     # A simulator's library is loaded only where it is asked for, and its file needs the names above.
+    native = next((module for form, module in _FAMILIES if re.fullmatch(form, config.id)), None)
+    if native is not None and config.vectorized:
+        family = importlib.import_module(f"services.env_server.backends.{native}")
+        backend: Backend | None = family.make_backend(config, num_envs, render_mode)
+        if backend is not None:
+            return backend
     from services.env_server.backends import gymnasium
 
     return gymnasium.make_backend(config, num_envs, render_mode)

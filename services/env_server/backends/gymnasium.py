@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -116,6 +116,10 @@ class LoopBackend:
         reward[:] = rewards
         return _finals(self._leaves, ended, finals) if ended else NO_FINALS
 
+    @property
+    def tallies(self) -> Mapping[str, int]:
+        return {}
+
     def render(self) -> np.ndarray | None:
         picture = self._envs[0].render()
         return picture if isinstance(picture, np.ndarray) else None
@@ -159,6 +163,10 @@ class VectorBackend:
         np.logical_not(self._ended, out=valid)
         self._ended = ended
         return NO_FINALS
+
+    @property
+    def tallies(self) -> Mapping[str, int]:
+        return {}
 
     def render(self) -> np.ndarray | None:
         return None
