@@ -60,7 +60,9 @@ class EnvConfig(Section):
     groups: int = Field(2, ge=1, description="groups per env-server: one steps while another waits for actions")
     envs: int = Field(8, ge=1, description="environments per group")
     frame_skip: int = Field(1, ge=1, description="simulator ticks per step, for counting frames")
-    vectorized: bool = Field(True, description="use the environment's own vector implementation where it has one")
+    vectorized: bool = Field(True, description="step all environments of a group natively where that can be done")
+    step_deadline_s: float = Field(60.0, gt=0, description="a step that takes longer ends its env-server")
+    affinity: Literal["none", "auto"] = Field("none", description="auto: each env-server keeps to one core")
 
 
 class RolloutConfig(Section):

@@ -64,6 +64,7 @@ class EnvMetrics:
         self.unrolls = Counter(p + "unrolls", "Unrolls inserted", registry=registry)
         self.episode_return = BatchHistogram(p + "episode_return", "Episode returns", RETURNS, registry)
         self.episode_length = BatchHistogram(p + "episode_length_steps", "Lengths", LENGTHS, registry)
+        self.tallies = Counter(p + "tallies", "What the simulator counts over episodes", ["name"], registry=registry)
         self.act_seconds = Histogram(p + "act_seconds", "Round trip of an Act", buckets=SECONDS, registry=registry)
         self.step_seconds = Histogram(p + "step_seconds", "One group step", buckets=SECONDS, registry=registry)
 

@@ -112,7 +112,15 @@ def make_context(
     return Context(config, role, name, index, earlier_lives + restarts, run_dir, registry, metrics)
 
 
-def connect(context: Context, address: str, role: str, *, max_in_flight: int, hello: Hello | None = None) -> Client:
+def connect(
+    context: Context,
+    address: str,
+    role: str,
+    *,
+    max_in_flight: int,
+    hello: Hello | None = None,
+    replaceable: bool = False,
+) -> Client:
     """Gives a Client of the server of `role` at `address`, which tells /healthz whom it waits for."""
     return Client(
         address,
@@ -121,7 +129,8 @@ def connect(context: Context, address: str, role: str, *, max_in_flight: int, he
         net=context.config.net,
         metrics=context.metrics,
         max_in_flight=max_in_flight,
-        waiting=context.health.waiting(role),
+        waiting=context.health.waiting(f"{role} {address}"),
+        replaceable=replaceable,
     )
 
 

@@ -42,7 +42,8 @@ class Client:
 
     A request stays in flight under its number through re-sending, reconnecting and restarts of the server, until it is
     answered or the peer has been silent for `net.give_up_s` (PeerLost). `waiting(text | None)` hears whom this client
-    waits for.
+    waits for. With `replaceable`, where another server can answer as well, PeerLost comes as soon as the connection is
+    lost or the peer has been silent for `net.deadline_s`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Client:
         metrics: ServiceMetrics,
         max_in_flight: int,
         waiting: Callable[[str | None], None] | None = None,
+        replaceable: bool = False,
     ) -> None:
         self.address = address
         self.peer = f"{peer} at {address}"
@@ -62,6 +64,7 @@ class Client:
         self._net = net
         self._metrics = metrics
         self._max_in_flight = max_in_flight
+        self._replaceable = replaceable
         self._report = waiting or (lambda text: None)
         self._reported: str | None = None
         self._requests: dict[int, _Request] = {}
@@ -81,6 +84,11 @@ class Client:
         self._socket.open(address, net)
         self._waiting(f"waits for the {self.peer}")
         self._tick_handle = asyncio.get_running_loop().call_soon(self._tick)
+
+    @property
+    def live(self) -> bool:
+        """Whether the server has said Welcome and is not silent past its deadline."""
+        return self._ready and not self._stalled
 
     async def welcome(self) -> Welcome:
         """Gives the server's first answer to Hello; raises PeerLost, Finished or RemoteError."""
@@ -142,6 +150,8 @@ class Client:
         elif self.server_life:
             log.warning("lost the %s; reconnecting", self.peer)
             self._waiting(f"lost the {self.peer}")
+            if self._replaceable:
+                self._abandon(f"lost the {self.peer}")
 
     def _refused(self) -> None:
         self._metrics.errors.labels("refused").inc()
@@ -241,6 +251,8 @@ class Client:
             text = f"no answer from the {self.peer} to {', '.join(kinds)} for {silent_s:.0f} s"
             log.error("%s; still asking", text)
             self._waiting(text)
+            if self._replaceable:
+                self._abandon(text)
         if silent_s >= self._redial_s and self._linked and self.address.startswith("tcp:"):
             # The peer's address may have changed, or a NAT forgotten the connection: libzmq would only see that when
             # its heartbeat times out. Ever more rarely, so that a large frame on a slow link gets through.
@@ -248,12 +260,14 @@ class Client:
             self._ready = self._linked = False
             self._socket.redial(self.address)
         if silent_s >= self._net.give_up_s:
-            error = PeerLost(
-                f"the {self.peer} has been silent for {silent_s:.0f} s", "is it running? see net.give_up_s"
-            )
-            for future in self._futures():
-                if not future.done():
-                    future.set_exception(error)
+            self._abandon(f"the {self.peer} has been silent for {silent_s:.0f} s")
+            if not self._welcome.done():
+                self._welcome.set_exception(PeerLost(f"no Welcome from the {self.peer}", "is it running?"))
+
+    def _abandon(self, why: str) -> None:
+        for request in self._requests.values():
+            if not request.future.done():
+                request.future.set_exception(PeerLost(why, "is it running? see net.give_up_s"))
 
     def _futures(self) -> list[asyncio.Future[Any]]:
         return [self._welcome, *(request.future for request in self._requests.values())]

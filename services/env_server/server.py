@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from common.messages import Act, Actions, Insert, Inserted
+from common.messages import Act, Insert, Inserted
 from common.metrics import EnvMetrics
 from common.service import Context, connect, until_stopped
 from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
-from services.env_server.backends import Backend, make_backend
+from services.env_server.backends import Backend, Finals, make_backend
+from services.env_server.inference import InferenceServers
 from services.env_server.rollout import Rollout
+from services.env_server.watchdog import Watchdog
 
 log = logging.getLogger("headrace.env")
 
@@ -31,7 +34,9 @@ _LIFE_BITS = 40
 class Group:
     """One stream: a backend, its rollout, and the loop that drives them."""
 
-    def __init__(self, context: Context, number: int, backend: Backend, metrics: EnvMetrics) -> None:
+    def __init__(
+        self, context: Context, number: int, backend: Backend, metrics: EnvMetrics, watchdog: Watchdog
+    ) -> None:
         config = context.config
         self.slot = f"{context.name}/{number}"
         self.life = new_life()
@@ -39,6 +44,8 @@ class Group:
         self.steps = self.frames = self.unrolls = 0
         self._config = config
         self._metrics = metrics
+        self._watchdog = watchdog
+        self._tallies: dict[str, int] = {}
         self._first_env = (context.index * config.env.groups + number) * config.env.envs
         entropy = [config.run.seed, context.index, number, context.life_number]
         self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -47,10 +54,13 @@ class Group:
         self._step_s = 0.0
         self._synchronous = config.synchronous
 
-    async def collect(self, policy: PolicySpec, inference: Client, replay: Client, pool: ThreadPoolExecutor) -> None:
+    async def collect(
+        self, policy: PolicySpec, inference: InferenceServers, replay: Client, pool: ThreadPoolExecutor
+    ) -> None:
         """Collects unrolls until a peer says that the job is finished."""
         rollout = Rollout(self.backend.spec, policy, self._config.rollout.unroll, self.backend.num_envs)
-        self.backend.reset(self._seed, rollout.observation_row())
+        with self._watchdog.step(self.slot):
+            self.backend.reset(self._seed, rollout.observation_row())
         rollout.begin()
         min_version = 0
         insert: asyncio.Task[int] | None = None
@@ -70,23 +80,28 @@ class Group:
                 await asyncio.wait([insert], timeout=LAST_INSERT_S)
                 insert.cancel()
 
-    async def _advance(self, rollout: Rollout, inference: Client, pool: ThreadPoolExecutor, min_version: int) -> None:
+    async def _advance(
+        self, rollout: Rollout, inference: InferenceServers, pool: ThreadPoolExecutor, min_version: int
+    ) -> None:
         asked = time.perf_counter()
         act = Act(self._first_env, self.backend.num_envs, self._step, min_version, rollout.request())
-        actions: Actions = await inference.request(act)
+        actions = await inference.request(act)
         action = rollout.act(actions.arrays, actions.version)
         answered = time.perf_counter()
         self._metrics.act_seconds.observe(answered - asked)
         if self._step_s < SLOW_STEP_S:
-            finals = self.backend.step(action, *rollout.targets())
+            finals = self._step_backend(action, rollout)
         else:
-            loop = asyncio.get_running_loop()
-            finals = await loop.run_in_executor(pool, lambda: self.backend.step(action, *rollout.targets()))
+            finals = await asyncio.get_running_loop().run_in_executor(pool, self._step_backend, action, rollout)
         seconds = time.perf_counter() - answered
         self._metrics.step_seconds.observe(seconds)
         self._step_s += 0.1 * (seconds - self._step_s)
         rollout.advance(finals)
         self._step += 1
+
+    def _step_backend(self, action: np.ndarray, rollout: Rollout) -> Finals:
+        with self._watchdog.step(self.slot):
+            return self.backend.step(action, *rollout.targets())
 
     async def _insert(self, rollout: Rollout, arrays: Arrays, replay: Client) -> int:
         number, steps, frames = rollout.number, rollout.steps, rollout.frames
@@ -99,6 +114,9 @@ class Group:
         self._metrics.frames.inc(frames - self.frames)
         self._metrics.episode_return.observe(arrays["episode_returns"])
         self._metrics.episode_length.observe(arrays["episode_lengths"])
+        for name, total in self.backend.tallies.items():
+            self._metrics.tallies.labels(name).inc(total - self._tallies.get(name, 0))
+            self._tallies[name] = total
         self.unrolls, self.steps, self.frames = number, steps, frames
         return inserted.min_version
 
@@ -107,20 +125,23 @@ async def run(context: Context) -> None:
     """Collects until the job is finished, or the service is told to stop."""
     config = context.config
     metrics = EnvMetrics(context.registry)
+    if config.env.affinity == "auto":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[context.index % len(cores)]})
+    watchdog = Watchdog(config.env.step_deadline_s)
     groups = [
-        Group(context, number, make_backend(config.env, config.env.envs), metrics)
+        Group(context, number, make_backend(config.env, config.env.envs), metrics, watchdog)
         for number in range(config.env.groups)
     ]
     hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
-    act = config.net.act[context.index % len(config.net.act)]
-    inference = connect(context, act, "inference", max_in_flight=len(groups), hello=hello)
+    inference = InferenceServers(context, hello, max_in_flight=len(groups))
     replay = connect(context, config.net.experience[0], "replay", max_in_flight=len(groups), hello=hello)
     pool = ThreadPoolExecutor(len(groups), thread_name_prefix="simulator")
 
     async def collect() -> None:
         # Replay hears of the environment first: the learner, and so inference, wait for its spec.
         await replay.welcome()
-        policy = PolicySpec.from_wire((await inference.welcome()).spec)
+        policy = await inference.policy()
         context.health.ready = True
         await until_stopped(context, [group.collect(policy, inference, replay, pool) for group in groups])
 
@@ -135,5 +156,6 @@ async def run(context: Context) -> None:
         inference.close()
         replay.close()
         pool.shutdown(wait=False, cancel_futures=True)
+        watchdog.close()
         for group in groups:
             group.backend.close()

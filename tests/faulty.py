@@ -1,0 +1,39 @@
+"""A CartPole that goes wrong once per file system: at a step it hangs, or takes its process with it."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+# In a C loop that neither gives up the interpreter's lock nor looks for signals; ends after minutes.
+_LONG = range(10**11)
+
+
+class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Does `fault` at step 500, unless `marker` exists, which it makes first."""
+
+    def __init__(self, fault: str, marker: str) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self._fault = fault
+        self._marker = Path(marker)
+        self._steps = 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps == 500 and not self._marker.exists():
+            self._marker.touch()
+            if self._fault == "sleeps":
+                time.sleep(600)
+            elif self._fault == "spins":
+                sum(_LONG)
+            else:
+                ctypes.string_at(0)
+        return super().step(action)
+
+
+def make(fault: str, marker: str) -> gymnasium.Env[Any, Any]:
+    return Faulty(fault, marker)
