@@ -70,7 +70,16 @@ class Backend(Protocol):
 
 
 # Families stepped natively, by the form of their ids; every other id goes to Gymnasium's own environments.
-_FAMILIES: tuple[tuple[str, str], ...] = ()
+_FAMILIES: tuple[tuple[str, str], ...] = (
+    (r"(ale_py:)?ALE/\w+-v5", "atari"),
+    (r"(CartPole|Acrobot|Pendulum)-v1|MountainCar(Continuous)?-v0", "classic_control"),
+    (r"Crafter(No)?Reward-v1", "crafter"),
+    (r"headrace/Null-v0", "null"),
+    (
+        r"(HalfCheetah|Hopper|Walker2d|Ant|Humanoid|Swimmer|Inverted(Double)?Pendulum|Reacher|Pusher)-v5",
+        "mujoco",
+    ),
+)
 
 
 def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:

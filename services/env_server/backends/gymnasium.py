@@ -19,7 +19,7 @@ from common.config import EnvConfig
 from common.errors import ConfigError
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
-from services.env_server.backends.spaces import Leaf, Space, action_putter, action_spec, observation_leaves
+from services.env_server.backends.spaces import Leaf, Space, action_putter, action_rows, action_spec, observation_leaves
 
 Env = gymnasium.Env[Any, Any]
 
@@ -32,6 +32,8 @@ _EXTRAS = {
     "ale_py": "atari",
     "minatar": "minatar",
     "crafter": "crafter",
+    "pettingzoo": "multiagent",
+    "mpe2": "multiagent",
     "pygame": "classic",
 }
 
@@ -50,7 +52,12 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
             if venv.metadata.get("autoreset_mode") in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
                 return VectorBackend(config, venv)
             venv.close()
-        return LoopBackend(config, [make(**config.kwargs, **extra) for _ in range(num_envs)])
+        first = make(**config.kwargs, **extra)
+        if getattr(first, "possible_agents", None):
+            from services.env_server.backends import pettingzoo
+
+            return pettingzoo.make_backend(config, num_envs, first, lambda: make(**config.kwargs, **extra))
+        return LoopBackend(config, [first, *(make(**config.kwargs, **extra) for _ in range(num_envs - 1))])
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _missing(config.id, error) from error
     except TypeError as error:
@@ -69,12 +76,11 @@ class LoopBackend:
             raise ConfigError(
                 f"env.id={config.id!r} made {type(first).__name__}, not a gymnasium.Env", "return one from the factory"
             )
-        self.spec, self._leaves = _describe(config, first.observation_space, first.action_space)
+        self.spec, self._leaves = describe(config, first.observation_space, first.action_space)
         self.num_envs = len(envs)
         self._envs = envs
         self._put_action = action_putter(first.action_space)
-        # Environments of one discrete action expect a plain int, and many look tables up with it.
-        self._plain = self.spec.action.kind == "discrete"
+        self._action_space = first.action_space
 
     def reset(self, seed: int, observation: Arrays) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs) & 0x7FFFFFFF
@@ -82,7 +88,7 @@ class LoopBackend:
             first, _ = env.reset(seed=own)
             for leaf in self._leaves:
                 # Assignment would broadcast a wrong shape in silence; once checked, an environment is trusted.
-                _check_shape(self.spec.id, leaf, leaf.read(first))
+                check_shape(self.spec.id, leaf, leaf.read(first))
                 observation[leaf.spec.name][b] = leaf.read(first)
 
     def step(
@@ -94,7 +100,7 @@ class LoopBackend:
         truncated: np.ndarray,
         valid: np.ndarray,
     ) -> Finals:
-        put = self._put_action(action)
+        each = action_rows(self._action_space, self._put_action(action))
         rows = [(leaf.read, observation[leaf.spec.name]) for leaf in self._leaves]
         rewards: list[float] = []
         ended: list[int] = []
@@ -102,7 +108,7 @@ class LoopBackend:
         terminated.fill(False)
         truncated.fill(False)
         valid.fill(True)
-        for b, (env, chosen) in enumerate(zip(self._envs, put.tolist() if self._plain else put, strict=True)):
+        for b, (env, chosen) in enumerate(zip(self._envs, each, strict=True)):
             seen, gained, stopped, cut, _ = env.step(chosen)
             rewards.append(float(gained))
             if stopped or cut:
@@ -133,7 +139,7 @@ class VectorBackend:
     """An environment's own vector implementation, which resets in the same step or in the next."""
 
     def __init__(self, config: EnvConfig, venv: VectorEnv[Any, Any, Any]) -> None:
-        self.spec, self._leaves = _describe(config, venv.single_observation_space, venv.single_action_space)
+        self.spec, self._leaves = describe(config, venv.single_observation_space, venv.single_action_space)
         self.num_envs = venv.num_envs
         self._venv = venv
         self._put_action = action_putter(venv.single_action_space)
@@ -186,7 +192,8 @@ class VectorBackend:
         return Finals(ended.astype(np.int32), {leaf.spec.name: leaf.read(last)[ended] for leaf in self._leaves})
 
 
-def _describe(config: EnvConfig, observation: Space, action: Space) -> tuple[EnvSpec, tuple[Leaf, ...]]:
+def describe(config: EnvConfig, observation: Space, action: Space) -> tuple[EnvSpec, tuple[Leaf, ...]]:
+    """Gives the spec of an environment with these spaces, and where its arrays lie in an observation."""
     leaves = observation_leaves(config.id, observation)
     arrays = tuple(leaf.spec for leaf in leaves)
     return EnvSpec(config.id, arrays, action_spec(config.id, action), config.frame_skip), leaves
@@ -197,7 +204,8 @@ def _finals(leaves: tuple[Leaf, ...], ended: Iterable[int], each: list[list[np.n
     return Finals(np.array(ended, np.int32), {leaf.spec.name: np.stack(arrays) for leaf, arrays in columns})
 
 
-def _check_shape(env_id: str, leaf: Leaf, value: Any) -> None:
+def check_shape(env_id: str, leaf: Leaf, value: Any) -> None:
+    """Raises ConfigError where one observation's array has another shape than its space says."""
     if np.shape(value) != leaf.spec.shape:
         raise ConfigError(
             f"env.id={env_id!r} gave observation {leaf.spec.name!r} of shape {np.shape(value)}, its space says "
