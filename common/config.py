@@ -78,15 +78,32 @@ class InferenceConfig(Section):
     threads: int = Field(1, ge=1, description="torch threads")
 
 
+class HerConfig(Section):
+    k: int = Field(0, ge=0, description="transitions with another goal for each one with its own; 0: no hindsight")
+    strategy: Literal["final", "future", "episode"] = Field(
+        "future", description="which of its episode's goals it gets"
+    )
+
+
 class TableConfig(Section):
-    kind: Literal["fifo", "uniform"] = Field("fifo", description="fifo: each unroll once, in order; uniform: a ring")
-    capacity: int = Field(64, ge=1, description="fifo: unrolls; uniform: transitions")
-    min_size: int = Field(1, ge=1, description="uniform: transitions before the first batch")
-    samples_per_insert: float = Field(0.0, ge=0, description="uniform: transitions drawn per one stored; 0: no limit")
-    error_buffer: float = Field(0.0, ge=0, description="uniform: how far draws may run ahead or behind, in draws")
+    kind: Literal["fifo", "uniform", "prioritized", "unrolls"] = Field(
+        "fifo", description="fifo: each unroll once, in order; the others: a ring; unrolls: whole ones, uniformly"
+    )
+    capacity: int = Field(64, ge=1, description="fifo: unrolls; ring: steps")
+    min_size: int = Field(1, ge=1, description="ring: steps before the first batch")
+    samples_per_insert: float = Field(0.0, ge=0, description="ring: items drawn per step stored; 0: no limit")
+    error_buffer: float = Field(0.0, ge=0, description="ring: how far draws may run ahead or behind, in items")
+    n_step: int = Field(1, ge=1, description="steps in a transition")
+    discount: float | None = Field(None, gt=0, le=1, description="what a transition's reward is worth a step later")
+    reward_clip: float = Field(0.0, ge=0, description="a transition's rewards are clipped to ± this; 0: they are not")
+    sequence: int = Field(0, ge=0, description="steps in a sequence, burn-in included; 0: transitions")
+    period: int = Field(0, ge=0, description="steps between starts of sequences, a multiple of rollout.unroll")
+    alpha: float = Field(0.6, ge=0, description="prioritized: exponent of the priorities")
+    her: HerConfig = HerConfig()
 
 
 class ReplayConfig(Section):
+    servers: int = Field(1, ge=1, description="replay-server processes; more than one share out the streams")
     tables: dict[str, TableConfig] = Field(default_factory=lambda: {"experience": TableConfig()}, min_length=1)
     max_policy_lag: int = Field(
         0, ge=0, description="versions between acting and training, a hard bound; 0: synchronous training"
@@ -94,11 +111,19 @@ class ReplayConfig(Section):
     group_deadline_s: float = Field(
         10.0, gt=0, description="lag 0: a batch goes without a group that is later than this"
     )
+    checkpoint_s: float = Field(0.0, ge=0, description="seconds between checkpoints of each ring; 0: none")
 
 
 class CheckpointConfig(Section):
     interval_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
     keep: int = Field(3, ge=1, description="newest checkpoints kept, besides the best")
+
+
+class MixConfig(Section):
+    """Stored unrolls mixed into each batch of new ones."""
+
+    table: str = Field("", description="a table of kind unrolls; empty: none")
+    per_online: int = Field(7, ge=1, description="stored columns for each new one")
 
 
 class LearnerConfig(Section):
@@ -117,6 +142,8 @@ class LearnerConfig(Section):
         0, ge=0, description="items per batch: unrolls of a fifo table (0 at lag 0: one of each group), or transitions"
     )
     prefetch: int = Field(1, ge=1, description="batches fetched ahead at lag > 0")
+    replayed: MixConfig = MixConfig()
+    publish_every: int = Field(1, ge=1, description="updates between versions of the weights that are published")
     device: str = Field("cpu", description="torch device of the update")
     threads: int = Field(1, ge=1, description="torch threads")
     on_nan: Literal["skip", "stop"] = Field("skip", description="what a non-finite loss does")
@@ -134,9 +161,7 @@ class StopConfig(Section):
 
 class NetConfig(Section):
     act: tuple[str, ...] = Field(("tcp://127.0.0.1:5701",), min_length=1, description="inference-server addresses")
-    experience: tuple[str, ...] = Field(
-        ("tcp://127.0.0.1:5702",), min_length=1, max_length=1, description="replay-server"
-    )
+    experience: tuple[str, ...] = Field(("tcp://127.0.0.1:5702",), min_length=1, description="replay-server addresses")
     weights: str = Field("tcp://127.0.0.1:5703", description="learner-server address")
     security: Literal["auto", "curve", "plain"] = Field(
         "auto", description="tcp that is encrypted (CURVE): auto: all that leaves this machine; curve: all; plain: none"
@@ -190,7 +215,7 @@ class Config(Section):
                     f"leave it out, or set learner.table to {name}",
                 )
         for name, table in tables.items():
-            if table.samples_per_insert and name != self.learner.table:
+            if table.samples_per_insert and name not in (self.learner.table, self.learner.replayed.table):
                 raise ConfigError(
                     f"replay.tables.{name}.samples_per_insert={table.samples_per_insert} would deadlock: nobody draws",
                     f"set it to 0, or learner.table to {name}",
@@ -199,6 +224,10 @@ class Config(Section):
             raise ConfigError(
                 "learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds, or constant"
             )
+        if self.synchronous:
+            self._check_synchronous()
+        if self.learner.replayed.table:
+            self._check_mix()
         table = tables[self.learner.table]
         if table.kind == "fifo":
             self._check_fifo_batch(table)
@@ -208,6 +237,32 @@ class Config(Section):
                 f"set it between 1 and {table.capacity}",
             )
         return self
+
+    def _check_synchronous(self) -> None:
+        if self.learner.publish_every > 1:
+            raise ConfigError(
+                f"learner.publish_every={self.learner.publish_every} would deadlock: at replay.max_policy_lag=0 acting "
+                "waits for each version",
+                "set it to 1, or replay.max_policy_lag above 0",
+            )
+        if self.replay.servers > 1:
+            raise ConfigError(
+                f"replay.servers={self.replay.servers}: a batch at replay.max_policy_lag=0 comes from one table",
+                "set it to 1, or replay.max_policy_lag above 0",
+            )
+
+    def _check_mix(self) -> None:
+        name, tables = self.learner.replayed.table, self.replay.tables
+        if name not in self.rollout.tables or tables[name].kind != "unrolls":
+            raise ConfigError(
+                f"learner.replayed.table={name!r} is no table of whole unrolls that unrolls go to",
+                f"add {name}: {{kind: unrolls}} to replay.tables, and {name} to rollout.tables",
+            )
+        if self.synchronous or tables[self.learner.table].kind != "fifo":
+            raise ConfigError(
+                f"learner.replayed.table={name!r} is mixed into the unrolls of an asynchronous fifo table",
+                "set learner.table to a fifo table, and replay.max_policy_lag above 0",
+            )
 
     @property
     def synchronous(self) -> bool:

@@ -4,7 +4,8 @@ Owns no I/O and knows no simulator, no network and no algorithm.
 
 Shapes are time-major. An **unroll** is T steps of B environments:
 
-    observation.<name>  [T+1, B, ...]  the last row is the bootstrap observation
+    observation.<name>  [T+1, B, ...]  the last row is the bootstrap observation; where it is a stack of k frames,
+                        [T+k, B, ...]  single frames, of which the first k are the stack of row 0
     first               [T+1, B] bool  the observation is the first of its episode
     action              [T, B, ...]
     reward              [T, B] float32 as the environment gave it
@@ -24,6 +25,7 @@ Shapes are time-major. An **unroll** is T steps of B environments:
 from __future__ import annotations
 
 import math
+import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -95,7 +97,7 @@ Spec = TypeVar("Spec")
 class ArraySpec:
     """Name, dtype and shape of one array, per environment (no time, no batch axis).
 
-    A `stack` of k > 1 says that axis 0 holds the last k frames, oldest first.
+    A `stack` of k > 1 says that axis 0 holds the last k frames, oldest first; zeros stand before an episode's first.
     """
 
     name: str
@@ -110,18 +112,20 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class ActionSpec:
-    """An action space: `discrete` (n), `multi_discrete` (n per component) or `box` (low, high).
+    """An action space: `discrete` (n), `multi_discrete`, `multi_binary` (n per component), `box` (low, high), `tuple`.
 
     `n` counts the choices of each component ((2,) for CartPole, () for a box); `low` and `high` are flat, one number
-    per component, and empty unless the kind is `box`. `shape` is one action's: () for discrete.
+    per component, and empty unless the kind is `box`. `shape` is one action's: () for discrete. An action of a `tuple`
+    is one vector: the actions of its `parts`, which are no tuples, flat and one after another.
     """
 
-    kind: Literal["discrete", "multi_discrete", "box"]
+    kind: Literal["discrete", "multi_discrete", "multi_binary", "box", "tuple"]
     dtype: DType
     shape: Shape
     n: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    parts: tuple[ActionSpec, ...] = ()
 
     @property
     def size(self) -> int:
@@ -169,4 +173,4 @@ def _read(kind: type[Spec], value: Any) -> Spec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"{value!r:.100} is no {kind.__name__}: {where}: {first['msg']}") from None
+        raise ProtocolError(f"{reprlib.repr(value)} is no {kind.__name__}: {where:.100}: {first['msg']}") from None

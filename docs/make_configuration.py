@@ -18,7 +18,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.config import CheckpointConfig, Config, TableConfig
+from common.config import CheckpointConfig, Config, HerConfig, TableConfig
 from common.rl.networks import BUILT_IN, NetworkConfig
 from common.rl.registry import ALGORITHMS
 
@@ -49,9 +49,11 @@ RULES = """\
 - Each name in `rollout.tables`, and `learner.table`, must be a key of `replay.tables`.
 - A `fifo` table with `replay.max_policy_lag` 0 wants `learner.batch` 0: a batch is one unroll of each live group.
 - A `fifo` table with `replay.max_policy_lag` above 0 wants `learner.batch` between 1 and the table's `capacity`.
-- A `uniform` table wants `learner.batch` between 1 and the table's `capacity`.
-- A `uniform` table with `samples_per_insert` refuses an `error_buffer` so small that inserts and draws could wait for
-  each other for ever. The error names the smallest value that works.
+- Another table wants `learner.batch` between 1 and the table's `capacity`, and refuses `samples_per_insert` with an
+  `error_buffer` so small that inserts and draws could wait for each other for ever. The error names the smallest value
+  that works.
+- `n_step` above 1 wants `discount`, and `sequence` a `period` that is a multiple of `rollout.unroll`. Sequences, and
+  transitions of n steps, want a `capacity` in which one fits for each environment.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
@@ -65,6 +67,7 @@ SECTIONS = {
     "inference": "The forward pass.",
     "replay": "The tables between env-servers and learner.",
     "replay.tables.<name>": "One table. The name is yours; the default job has one, `experience`.",
+    "replay.tables.<name>.her": "Hindsight: what replaces the goals of transitions (Andrychowicz et al., 2017).",
     "learner": "The update and what surrounds it.",
     "learner.checkpoint": "When checkpoints are written and how many are kept.",
     "stop": "When the job is done: at the first of these that holds.",
@@ -81,21 +84,15 @@ SECTIONS = {
 }
 
 ALGORITHM = (
-    "Only the learner reads this section. `algorithm.name` decides which keys it takes; it is a name below, or "
+    "Learner and inference-server read this section. `algorithm.name` decides which keys it takes; it is a name below, or "
     "`package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`."
 )
 
 # Keys whose models say nothing of them.
 MEANINGS = {
     "replay.tables": "the tables by name",
+    "replay.tables.<name>.her": "see below",
     "learner.checkpoint": "see below",
-    "network.name": "a built-in network, or `package.module:attr`",
-    "network.hidden": "widths of the MLP's layers",
-    "network.activation": "of the MLP's layers",
-    "network.lstm": "hidden size of the LSTM after the encoders; 0: none",
-    "network.shared": "actor and critic share their encoders; always so with an LSTM",
-    "network.normalize_observations": "by running mean and std; images are only scaled to 0..1",
-    "network.log_std_init": "Box actions: log of the first standard deviation",
     "algorithm.name": "the algorithm",
     "algorithm.discount": "what a reward is worth one step later",
     "algorithm.lam": "λ of the generalised advantages; 1: discounted returns less the value",
@@ -136,6 +133,7 @@ def page() -> str:
             parts.append(_section(name, info.annotation))
         if name == "replay":
             parts.append(_section("replay.tables.<name>", TableConfig))
+            parts.append(_section("replay.tables.<name>.her", HerConfig))
         if name == "learner":
             parts.append(_section("learner.checkpoint", CheckpointConfig))
     parts.append(_section("network", NetworkConfig))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ class Batch:
     """Unrolls side by side, [T, B, ...] (observation and first have T + 1 rows).
 
     `valid` is None when every step is; `final_index` [K] int64 (t * B + b) and `final` are None and empty when no step
-    has a true last observation of its own.
+    has a true last observation of its own. `reward_before` [B] and `versions` [T, B] are None where they did not come;
+    `online` [B] bool says which columns were never trained on before, None that none was. `relative` [B] is N · P(i) of
+    each column's draw by priority, None where there are no priorities.
     """
 
     observation: dict[str, Tensor]
@@ -31,20 +34,58 @@ class Batch:
     state: dict[str, Tensor]
     final_index: Tensor | None
     final: dict[str, Tensor]
+    reward_before: Tensor | None = None
+    versions: Tensor | None = None
+    online: Tensor | None = None
+    relative: Tensor | None = None
 
     @property
     def steps(self) -> int:
         """The number of valid steps."""
         return self.reward.numel() if self.valid is None else int(self.valid.sum())
 
+    def columns(self, index: Tensor) -> Batch:
+        """Gives the columns `index` [N] int64, each at most once, as a batch [T, N, ...] of copies, in that order."""
+        rows = ("first", "action", "reward", "terminated", "truncated", "valid", "versions")
+        found = {name: getattr(self, name) for name in rows}
+        picked: dict[str, Any] = {name: None if x is None else x[:, index] for name, x in found.items()}
+        final_index, final = self._final_of(index)
+        return replace(
+            self,
+            **picked,
+            observation={name: x[:, index] for name, x in self.observation.items()},
+            extras={name: x[:, index] for name, x in self.extras.items()},
+            state={name: x[index] for name, x in self.state.items()},
+            reward_before=None if self.reward_before is None else self.reward_before[index],
+            online=None if self.online is None else self.online[index],
+            relative=None if self.relative is None else self.relative[index],
+            final_index=final_index,
+            final=final,
+        )
 
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    def _final_of(self, index: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if self.final_index is None:
+            return None, {}
+        columns, n = self.reward.shape[1], index.shape[0]
+        place = torch.full((columns,), -1, device=index.device)
+        place[index] = torch.arange(n, device=index.device)
+        column = place[self.final_index % columns]
+        kept = (column >= 0).nonzero().squeeze(-1)
+        if not kept.shape[0]:
+            return None, {}
+        moved = self.final_index.div(columns, rounding_mode="floor") * n + column
+        return moved[kept], {name: x[kept] for name, x in self.final.items()}
+
+
+def tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """Gives an array as a tensor on `device`: the same memory where it is writable and on the CPU."""
     # torch has no read-only tensors: a received view must be copied before it is lent out.
     writable = array if array.flags.writeable else array.copy()
     return torch.from_numpy(writable).to(device)
 
 
-def _required(arrays: Arrays, name: str) -> np.ndarray:
+def required(arrays: Arrays, name: str) -> np.ndarray:
+    """Gives the array of that name; a ProtocolError names what is missing."""
     try:
         return arrays[name]
     except KeyError:
@@ -59,10 +100,13 @@ def to_batch(arrays: Arrays, device: torch.device) -> Batch:
     """
 
     def group(prefix: str) -> dict[str, Tensor]:
-        return {name: _tensor(array, device) for name, array in select(prefix, arrays).items()}
+        return {name: tensor(array, device) for name, array in select(prefix, arrays).items()}
 
     def one(name: str) -> Tensor:
-        return _tensor(_required(arrays, name), device)
+        return tensor(required(arrays, name), device)
+
+    def maybe(name: str) -> Tensor | None:
+        return tensor(arrays[name], device) if name in arrays else None
 
     valid = arrays.get("valid")
     index = arrays.get("final_index")
@@ -74,9 +118,13 @@ def to_batch(arrays: Arrays, device: torch.device) -> Batch:
         reward=one("reward"),
         terminated=one("terminated"),
         truncated=one("truncated"),
-        valid=None if valid is None or valid.all() else _tensor(valid, device),
+        valid=None if valid is None or valid.all() else tensor(valid, device),
         extras=group("extras"),
         state=group("state"),
-        final_index=_tensor(index.astype(np.int64), device) if index is not None and has_final else None,
+        final_index=tensor(index.astype(np.int64), device) if index is not None and has_final else None,
         final=group("final") if has_final else {},
+        reward_before=maybe("reward_before"),
+        versions=maybe("versions"),
+        online=maybe("online"),
+        relative=maybe("relative"),
     )

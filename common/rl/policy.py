@@ -1,161 +1,231 @@
-"""The actor-critic policy: what inference calls to act, what learners unroll, and its weights as one buffer.
+"""The actor-critic policy: what inference calls to act and what learners unroll.
 
-Owns the layout of weights on the wire. Must not know a loss, an optimiser, or where observations come from.
+Must not know a loss, an optimiser, or where observations come from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.errors import ProtocolError
-from common.rl.distributions import Distribution, make_distribution, noise_size, parameter_size
-from common.rl.networks import LSTM, Inputs, NetworkConfig, Trunk, orthogonal, read_network
-from common.types import ActionSpec, ArraySpec, EnvSpec, PolicySpec
+from common.errors import ConfigError
+from common.rl.actor import Acted, Actor, Seen
+from common.rl.batch import Batch
+from common.rl.cores import GRU, LSTM, State
+from common.rl.distributions import Distribution
+from common.rl.encoders import MLP, orthogonal
+from common.rl.heads import Head, torch_dtype
+from common.rl.last_step import LastStep
+from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
+from common.rl.ops.normalize import PopArt
+from common.rl.settings import nearest
+from common.types import ArraySpec, EnvSpec, PolicySpec
+
+# Among the rows of a batch, beside the observations, whose names are their environment's.
+_LAST = "<last step>"
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a policy says of an unroll: π over the first T rows, V of all T + 1, and (h, c) after each, if recurrent."""
+    """What a policy says of an unroll: π over the first T rows, V of all T + 1, and the core's state after each."""
 
     distribution: Distribution
     values: Tensor
-    hidden: tuple[Tensor, Tensor] | None
+    hidden: State | None
 
 
-def _flat(observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.flatten(0, 1) for name, x in observation.items()}
+def _flat(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.flatten(0, 1) for name, x in rows.items()}
 
 
-class Policy(nn.Module):
-    """An actor and a critic over one environment's spec; `build_policy` makes one."""
+class Policy(Actor):
+    """An actor and a critic over one environment's spec; `build_policy` makes one.
 
-    def __init__(self, config: NetworkConfig, spec: EnvSpec) -> None:
+    With `parameters` the behaviour's whole distribution travels with the unroll, and `behaviour` gives it back.
+    """
+
+    def __init__(self, config: NetworkConfig, env: EnvSpec, parameters: bool) -> None:
         super().__init__()
-        self.action: ActionSpec = spec.action
-        self.noise_size = noise_size(spec.action)
-        self.recurrent = config.lstm > 0
-        self._shared = config.shared or self.recurrent
-        self._action_dtype = torch.from_numpy(np.zeros(0, np.dtype(spec.action.dtype))).dtype
-        self.inputs = Inputs(spec.observations, config)
-        self.actor = Trunk(self.inputs, config)
-        self.critic = None if self._shared else Trunk(self.inputs, config)
-        example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in spec.observations}
-        with torch.no_grad():
-            width = self.actor(self.inputs(example)).shape[1]
-        self.core = LSTM(width, config.lstm) if self.recurrent else None
-        features = config.lstm or width
-        self.pi = orthogonal(nn.Linear(features, parameter_size(spec.action)), 0.01)
+        self.env = env
+        self.action = env.action
+        self.acting = {}
+        self._ships_parameters = parameters
+        self.head = Head(env.action, config.distribution, config.sigma, config.log_std_init)
+        self.noise_size = self.head.sizes.noise
+        self._action_dtype = torch_dtype(env.action.dtype)
+        self._mask = config.action_mask
+        self._build_trunks(config, _encoded(env, config, self.head))
+        told = config.last_action or config.last_reward
+        self.last = LastStep(env.action, config.last_action, config.last_reward) if told else None
+        width = self._width() + (self.last.width if self.last is not None else 0)
+        self.core = LSTM(width, config.lstm) if config.lstm else GRU(width, config.gru) if config.gru else None
+        features = width if self.core is None else self.core.size
+        sizes = self.head.sizes
+        self.pi = orthogonal(nn.Linear(features, sizes.outputs), 0.01)
         self.v = orthogonal(nn.Linear(features, 1), 1.0)
-        box = spec.action.kind == "box"
-        self.log_std = nn.Parameter(torch.full((spec.action.size,), config.log_std_init)) if box else None
-        state = tuple(ArraySpec(name, "<f4", (config.lstm,)) for name in ("h", "c")) if self.recurrent else ()
-        self.spec = PolicySpec(extras=(ArraySpec("log_prob", "<f4", ()),), state=state)
+        self.log_std = nn.Parameter(torch.full((sizes.free,), config.log_std_init)) if sizes.free else None
+        self.popart = PopArt() if config.popart else None
+        self.spec = self._describe(config.last_action)
 
-    def _distribution(self, features: Tensor) -> Distribution:
-        return make_distribution(self.action, self.pi(features), self.log_std)
+    def _build_trunks(self, config: NetworkConfig, observations: tuple[ArraySpec, ...]) -> None:
+        self.inputs = Inputs(observations, config)
+        self.actor = Trunk(self.inputs, config)
+        shared = config.shared or config.lstm or config.gru
+        self.critic = None if shared else Trunk(self.inputs, config)
 
-    def act(
-        self,
-        observation: Mapping[str, Tensor],
-        first: Tensor,
-        state: Mapping[str, Tensor],
-        u: Tensor,
-        greedy: bool = False,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Gives actions [B, ...], extras and the next state, from observations [B, ...] and u [B, noise_size].
+    def _width(self) -> int:
+        specs = self.env.observations
+        example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
+        with torch.no_grad():
+            return self.actor(self.inputs(example)).shape[1]  # type: ignore[no-any-return]
 
-        `first` [B] bool is where an episode begins and the state is dropped; call it under inference_mode.
-        """
-        features = self.actor(self.inputs(observation))
-        following: dict[str, Tensor] = {}
+    def _describe(self, last_action: bool) -> PolicySpec:
+        extras = [ArraySpec("log_prob", "<f4", ())]
+        if self._ships_parameters:
+            extras.append(ArraySpec("parameters", "<f4", (self.head.sizes.parameters,)))
+        names = () if self.core is None else self.core.names
+        state = [ArraySpec(name, "<f4", (self.core.size,)) for name in names if self.core is not None]
+        if last_action:
+            state.append(ArraySpec("last_action", self.action.dtype, self.action.shape))
+        return PolicySpec(tuple(extras), tuple(state))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a step depends on those before it through a core."""
+        return self.core is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether acting is one MLP and then an unmasked choice or a normal of free sigma, with no other extra."""
+        encoders = self.actor.encoders
+        free_normal = self.action.kind == "box" and self.head.kind == "normal" and self.log_std is not None
+        simple = free_normal or self.action.kind == "discrete"
+        alone = self.core is None and self.last is None and not self._mask and not self._ships_parameters
+        return simple and alone and len(encoders) == 1 and isinstance(encoders[0], MLP)
+
+    def _distribution(self, features: Tensor, rows: Mapping[str, Tensor]) -> Distribution:
+        mask = None
+        if self._mask:
+            mask = rows[self._mask].reshape(*features.shape[:-1], -1) != 0
+        return self.head.distribution(self.pi(features), self.log_std, mask)
+
+    def _features(self, trunk: Trunk, inputs: list[Tensor], last: Tensor | None) -> Tensor:
+        features: Tensor = trunk(inputs)
+        return features if last is None else torch.cat([features, last], -1)
+
+    def _values(self, features: Tensor) -> Tensor:
+        value: Tensor = self.v(features).squeeze(-1)
+        return value if self.popart is None else self.popart.raw(value)
+
+    def act(self, seen: Seen, greedy: bool = False) -> Acted:
+        last = None if self.last is None else self.last.of_step(seen)
+        features = self._features(self.actor, self.inputs(seen.observation), last)
+        state: dict[str, Tensor] = {}
         if self.core is not None:
-            features, c = self.core.step(features, first, state["h"], state["c"])
-            following = {"h": features, "c": c}
-        distribution = self._distribution(features)
-        action = distribution.mode() if greedy else distribution.sample(u)
-        return action.to(self._action_dtype), {"log_prob": distribution.log_prob(action)}, following
+            before = tuple(seen.state[name] for name in self.core.names)
+            after = self.core.step(features, seen.first, before)
+            features, state = after[0], dict(zip(self.core.names, after, strict=True))
+        distribution = self._distribution(features, seen.observation)
+        action = (distribution.mode() if greedy else distribution.sample(seen.noise)).to(self._action_dtype)
+        if self.last is not None and self.last.code is not None:
+            state["last_action"] = action
+        extras = {"log_prob": distribution.log_prob(action)}
+        if self._ships_parameters:
+            extras["parameters"] = distribution.parameters()
+        return Acted(action, extras, state)
 
-    def evaluate(self, observation: Mapping[str, Tensor]) -> tuple[Distribution, Tensor]:
-        """Gives π and V [N] of independent observations [N, ...]; only for a policy without an LSTM."""
-        inputs = self.inputs(observation)
-        features = self.actor(inputs)
-        seen = features if self.critic is None else self.critic(inputs)
-        return self._distribution(features), self.v(seen).squeeze(-1)
+    def rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Gives all that the network looks at, row by row [T+1, B, ...]: `evaluate` takes any choice of the rows."""
+        return batch.observation if self.last is None else {**batch.observation, _LAST: self.last.of_rows(batch)}
 
-    def unroll(self, observation: Mapping[str, Tensor], first: Tensor, state: Mapping[str, Tensor]) -> Outputs:
-        """Runs over time-major observations [T+1, B, ...] from the state [B, ...] before row 0; `first` is [T+1, B]."""
-        rows, columns = first.shape
-        inputs = self.inputs(_flat(observation))
-        features = self.actor(inputs).unflatten(0, (rows, columns))
+    def evaluate(self, rows: Mapping[str, Tensor]) -> tuple[Distribution, Tensor]:
+        """Gives π and V [N] of independent `rows` [N, ...]; only for a policy without a recurrent core."""
+        inputs, last = self.inputs(rows), rows.get(_LAST)
+        features = self._features(self.actor, inputs, last)
+        seen = features if self.critic is None else self._features(self.critic, inputs, last)
+        return self._distribution(features, rows), self._values(seen)
+
+    def unroll(self, batch: Batch) -> Outputs:
+        """Runs over the T + 1 rows of a batch from the state before row 0, which is dropped where an episode begins."""
+        shape = batch.first.shape
+        rows = _flat(self.rows(batch))
+        inputs, last = self.inputs(rows), rows.get(_LAST)
+        features = self._features(self.actor, inputs, last).reshape(*shape, -1)
         hidden = None
         if self.core is not None:
-            hidden = self.core.unroll(features, first, state["h"], state["c"])
+            hidden = self.core.unroll(features, batch.first, tuple(batch.state[name] for name in self.core.names))
             features = hidden[0]
-        seen = features if self.critic is None else self.critic(inputs).unflatten(0, (rows, columns))
-        return Outputs(self._distribution(features[:-1]), self.v(seen).squeeze(-1), hidden)
+        seen = features if self.critic is None else self._features(self.critic, inputs, last).reshape(*shape, -1)
+        acted = {name: x[:-1] for name, x in batch.observation.items()}
+        return Outputs(self._distribution(features[:-1], acted), self._values(seen), hidden)
 
-    def values_of_final(self, outputs: Outputs, final: Mapping[str, Tensor], final_index: Tensor) -> Tensor:
-        """Gives V [K] of true last observations [K, ...], each seen after step t of column b (index t * B + b)."""
-        inputs = self.inputs(final)
-        if self.critic is not None:
-            return self.v(self.critic(inputs)).squeeze(-1)  # type: ignore[no-any-return]
-        features = self.actor(inputs)
+    def values_of_final(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+        """Gives V [K] of a batch's true last observations, each seen after its step; None where it has none."""
+        if batch.final_index is None:
+            return None
+        inputs = self.inputs(batch.final)
+        last = None if self.last is None else self.last.of_final(batch)
+        features = self._features(self.actor if self.critic is None else self.critic, inputs, last)
         if self.core is not None and outputs.hidden is not None:
-            h, c = (x.flatten(0, 1)[final_index] for x in outputs.hidden)
-            features, _ = self.core.step(features, None, h, c)
-        return self.v(features).squeeze(-1)  # type: ignore[no-any-return]
+            before = tuple(x.flatten(0, 1)[batch.final_index] for x in outputs.hidden)
+            features = self.core.step(features, None, before)[0]
+        return self._values(features)
 
-    def fold(self, observation: Mapping[str, Tensor]) -> None:
-        """Merges a trained batch's observations [N, ...] into the normaliser; call it after the update, never before.
+    def behaviour(self, extras: Mapping[str, Tensor]) -> Distribution:
+        """Gives the distribution μ [...] that actions were drawn from, of a policy built with `parameters`."""
+        return self.head.restore(extras["parameters"])
+
+    def normalized(self, value: Tensor) -> Tensor:
+        """Gives values or targets in the units that the value head is trained in: their own, without PopArt."""
+        return value if self.popart is None else self.popart.normalized(value)
+
+    def fold(self, batch: Batch) -> None:
+        """Merges a trained batch's observations into the normaliser; call it after the update, never before.
 
         A batch must be trained under the statistics it was acted with.
         """
-        self.inputs.fold(observation)
+        self.inputs.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()})
+
+    def fold_targets(self, target: Tensor, mask: Tensor | None) -> None:
+        """Merges a trained batch's value targets [T, B] into PopArt's statistics, if it is on; values stay as they are.
+
+        Call it after the update; `mask` is what counts, None for all.
+        """
+        if self.popart is not None:
+            self.popart.fold(target, mask, self.v)
 
 
-def build_policy(network: Mapping[str, Any], spec: EnvSpec, seed: int) -> Policy:
-    """Builds a policy whose initial weights depend on `seed` alone; a bad `network` is a ConfigError."""
+def _encoded(env: EnvSpec, config: NetworkConfig, head: Head) -> tuple[ArraySpec, ...]:
+    """Gives the observations that encoders take: all but the action mask, which is checked."""
+    if not config.action_mask:
+        return env.observations
+    masks = [spec for spec in env.observations if spec.name == config.action_mask]
+    others = tuple(spec for spec in env.observations if spec.name != config.action_mask)
+    if not masks or not others:
+        what = "is the only observation" if masks else "is no observation"
+        remedy = nearest(config.action_mask, [spec.name for spec in others])
+        raise ConfigError(f"network.action_mask={config.action_mask!r} {what} of {env.id!r}", remedy)
+    if math.prod(masks[0].shape) != head.sizes.choices:
+        raise ConfigError(
+            f"network.action_mask={config.action_mask!r} has shape {masks[0].shape}, the actions of {env.id!r} have "
+            f"{head.sizes.choices} choices",
+            "give one entry per choice of each component, in order",
+        )
+    return others
+
+
+def build_policy(network: Mapping[str, Any], env: EnvSpec, seed: int, parameters: bool = False) -> Policy:
+    """Builds a policy whose initial weights depend on `seed` alone; a bad `network` is a ConfigError.
+
+    With `parameters` it ships `extras.parameters`, all that it takes to build its distributions again.
+    """
     config = read_network(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Policy(config, spec)
-
-
-def weights_layout(policy: Policy) -> list[list[Any]]:
-    """Gives [name, dtype, shape] of each tensor in the packed buffer, in order, to compare with the other side's."""
-    state = policy.state_dict()
-    return [[name, str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in state.items()]
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1).view(torch.uint8)
-
-
-def pack_weights(policy: Policy) -> NDArray[np.uint8]:
-    """Gives all weights and buffers as one new contiguous uint8 array, in the order of `weights_layout`."""
-    packed: NDArray[np.uint8] = torch.cat([_bytes(x) for x in policy.state_dict().values()]).cpu().numpy()
-    return packed
-
-
-@torch.no_grad()
-def unpack_weights(policy: Policy, buffer: NDArray[np.uint8]) -> None:
-    """Writes a packed buffer, which may be read-only, into the policy in place; a wrong size is a ProtocolError."""
-    targets = [_bytes(x) for x in policy.state_dict().values()]
-    size = sum(x.numel() for x in targets)
-    if buffer.nbytes != size:
-        raise ProtocolError(
-            f"weights of {buffer.nbytes} bytes came for a policy of {size} bytes",
-            "the learner and the inference-server must build the same network for the same environment",
-        )
-    source = torch.from_numpy(np.array(buffer, np.uint8).reshape(-1)).to(targets[0].device)
-    for target, part in zip(targets, torch.split(source, [x.numel() for x in targets]), strict=True):
-        target.copy_(part)
-    if policy.inputs.normalizer is not None:
-        policy.inputs.normalizer.refresh()
+        return Policy(config, env, parameters)

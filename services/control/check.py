@@ -86,6 +86,10 @@ def measure(backend: Backend) -> float:
 
 
 def _random_actions(action: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    if action.parts:
+        return np.concatenate(
+            [_random_actions(part, n, rng).reshape(n, -1) for part in action.parts], axis=1, dtype=action.dtype
+        )
     if action.kind == "box":
         low, high = (np.nan_to_num(np.array(bound), posinf=1.0, neginf=-1.0) for bound in (action.low, action.high))
         return rng.uniform(low, high, (n, action.size)).astype(action.dtype).reshape(n, *action.shape)
@@ -97,6 +101,8 @@ def _show_array(array: ArraySpec) -> str:
 
 
 def _show_action(action: ActionSpec) -> str:
+    if action.parts:
+        return "; ".join(map(_show_action, action.parts))
     if action.kind == "box":
         return f"box{list(action.shape)} {np.dtype(action.dtype).name} in {_range(action.low)} to {_range(action.high)}"
     return f"{action.kind} {' x '.join(map(str, action.n))}"

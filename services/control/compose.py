@@ -104,29 +104,36 @@ def services(config: Config) -> list[tuple[str, str, int]]:
         ("learner", "learner", 0),
         *(("inference", f"inference-{i}", i) for i in range(config.inference.servers)),
         *(("env", f"env-{i}", i) for i in range(config.env.servers)),
-        ("replay", "replay-0", 0),
+        *(("replay", f"replay-{i}", i) for i in range(config.replay.servers)),
     ]
 
 
 def place(config: Config, address: Any) -> Config:
     """Gives `config` with `address(name)` in place of each default address; those the user chose stay."""
     net, default = config.net, _DEFAULT_NET
-    act = net.act
-    if act == default.act:
-        act = tuple(address(f"act-{i}") for i in range(config.inference.servers))
-    elif len(act) != config.inference.servers:
-        raise ConfigError(
-            f"net.act names {len(act)} addresses for inference.servers={config.inference.servers}",
-            "give one address per inference-server",
-        )
     placed = net.model_copy(
         update={
-            "act": act,
-            "experience": (address("experience"),) if net.experience == default.experience else net.experience,
+            "act": _places("act", net.act, default.act, "inference", config.inference.servers, address),
+            "experience": _places(
+                "experience", net.experience, default.experience, "replay", config.replay.servers, address
+            ),
             "weights": address("weights") if net.weights == default.weights else net.weights,
         }
     )
     return config.model_copy(update={"net": placed})
+
+
+def _places(
+    key: str, chosen: tuple[str, ...], default: tuple[str, ...], role: str, servers: int, address: Any
+) -> tuple[str, ...]:
+    if chosen == default:
+        return tuple(address(f"{key}-{i}") for i in range(servers))
+    if len(chosen) != servers:
+        raise ConfigError(
+            f"net.{key} names {len(chosen)} addresses for {role}.servers={servers}",
+            f"give one address per {role}-server",
+        )
+    return chosen
 
 
 def overlay_of(config: Config, base: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 
 from common.config import Config, load
 from common.errors import ConfigError
-from common.rl.policy import Policy
+from common.rl.actor import Actor, Seen
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import Backend, make_backend
 from services.learner_server.checkpoint import find, load_policy
@@ -49,17 +49,18 @@ class Evaluation:
 class Player:
     """A policy, its recurrent state and a group of environments; `step` plays one greedy step of all of them."""
 
-    def __init__(self, policy: Policy, backend: Backend, seed: int) -> None:
+    def __init__(self, policy: Actor, backend: Backend, seed: int) -> None:
         self._policy = policy
         self._backend = backend
         n = backend.num_envs
         self._observation: Arrays = {s.name: np.zeros((n, *s.shape), s.dtype) for s in backend.spec.observations}
-        self._state = {s.name: torch.zeros(n, *s.shape) for s in policy.spec.state}
+        self._state = {s.name: torch.from_numpy(np.zeros((n, *s.shape), s.dtype)) for s in policy.spec.state}
         self._first = np.ones(n, np.bool_)
         self.reward = np.zeros(n, np.float32)
         self._terminated, self._truncated, self.valid = (np.zeros(n, np.bool_) for _ in range(3))
         # A mode needs no noise, but the policy takes it all the same.
         self._noise = torch.full((n, policy.noise_size), 0.5)
+        self._env = torch.arange(n)
         backend.reset(seed, self._observation)
 
     @property
@@ -69,11 +70,13 @@ class Player:
 
     def step(self) -> None:
         with torch.inference_mode():
-            seen = {name: torch.from_numpy(array) for name, array in self._observation.items()}
-            first = torch.from_numpy(self._first)
-            action, _, self._state = self._policy.act(seen, first, self._state, self._noise, greedy=True)
+            observation = {name: torch.from_numpy(array) for name, array in self._observation.items()}
+            first, reward = torch.from_numpy(self._first), torch.from_numpy(self.reward)
+            seen = Seen(observation, first, reward, self._state, self._noise, self._env)
+            acted = self._policy.act(seen, greedy=True)
+        self._state = acted.state
         finals = self._backend.step(
-            action.numpy(), self._observation, self.reward, self._terminated, self._truncated, self.valid
+            acted.action.numpy(), self._observation, self.reward, self._terminated, self._truncated, self.valid
         )
         self._first = ~self.valid
         self._first[finals.indices] = True
@@ -143,7 +146,7 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
         console.print(f"wrote {run / 'video.mp4'} ({steps} steps)", highlight=False, soft_wrap=True)
 
 
-def write_video(policy: Policy, config: Config, path: Path, seed: int) -> int:
+def write_video(policy: Actor, config: Config, path: Path, seed: int) -> int:
     """Writes one greedy episode as an mp4; gives its steps. Needs an environment that renders to rgb_array."""
     try:
         import imageio.v2 as imageio

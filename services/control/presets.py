@@ -26,7 +26,8 @@ def kind_of(spec: EnvSpec) -> str:
     """Gives the kind of preset that suits an environment: vector, continuous or pixels."""
     if _images(spec):
         return "pixels"
-    return "continuous" if spec.action.kind == "box" else "vector"
+    kinds = [part.kind for part in spec.action.parts or (spec.action,)]
+    return "continuous" if "box" in kinds else "vector"
 
 
 def preset_overrides(spec: EnvSpec) -> list[str]:

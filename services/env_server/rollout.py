@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import ProtocolError
-from common.types import Arrays, ArraySpec, EnvSpec, PolicySpec
+from common.types import Arrays, ArraySpec, EnvSpec, PolicySpec, prefixed
 from services.env_server.backends import Finals
 
 
@@ -32,7 +32,12 @@ class _Buffers:
         def empty(array: ArraySpec, rows: int) -> np.ndarray:
             return np.empty((rows, num_envs, *array.shape), array.dtype)
 
-        self.observation = {array.name: empty(array, unroll + 1) for array in spec.observations}
+        self.observation = {
+            array.name: empty(array, unroll + 1)
+            if array.stack == 1
+            else np.empty((unroll + array.stack, num_envs, *array.shape[1:]), array.dtype)
+            for array in spec.observations
+        }
         self.chosen = {"action": np.empty((unroll, num_envs, *spec.action.shape), spec.action.dtype)}
         self.chosen |= {f"extras.{array.name}": empty(array, unroll) for array in policy.extras}
         self.first = np.zeros((unroll + 1, num_envs), np.bool_)
@@ -88,6 +93,9 @@ class Rollout:
         self._state: Arrays = {f"state.{a.name}": np.zeros((num_envs, *a.shape), a.dtype) for a in policy.state}
         self._state_before = self._state
         self._buffers = _Buffers(spec, policy, unroll, num_envs)
+        # Whole stacks, of this step and of the next, in turn: a stack's request is answered before it is written again.
+        stacks = [array for array in spec.observations if array.stack > 1]
+        self._stacks = [{a.name: np.empty((num_envs, *a.shape), a.dtype) for a in stacks} for _ in range(2)]
         answers = {name: (value.shape[1:], value.dtype) for name, value in self._buffers.chosen.items()}
         self._answers = answers | {name: (value.shape, value.dtype) for name, value in self._state.items()}
 
@@ -103,17 +111,17 @@ class Rollout:
 
     def observation_row(self) -> Arrays:
         """Gives the views [B, ...] of the current step's observations, where a backend writes its first ones."""
-        t = self._t
-        return {name: value[t] for name, value in self._buffers.observation.items()}
+        return self._rows(0)
 
     def begin(self) -> None:
         """Starts the stream: the row that `observation_row` gave holds first observations."""
         self._buffers.first[0] = True
+        self._spread_stacks()
 
     def request(self) -> Arrays:
         """Gives the arrays of an Act for the current step, [B, ...] each; `reward` came with the observation."""
         t, buffers = self._t, self._buffers
-        arrays = {f"observation.{name}": value[t] for name, value in buffers.observation.items()}
+        arrays = prefixed("observation", self._rows(0))
         arrays["reward"] = buffers.reward[t - 1] if t else self._reward_before
         arrays["first"] = buffers.first[t]
         arrays.update(self._state)
@@ -143,7 +151,7 @@ class Rollout:
         """Gives the views that the backend fills in this step: `backend.step(action, *rollout.targets())`."""
         t, buffers = self._t, self._buffers
         return Targets(
-            {name: value[t + 1] for name, value in buffers.observation.items()},
+            self._rows(1),
             buffers.reward[t],
             buffers.terminated[t],
             buffers.truncated[t],
@@ -155,6 +163,8 @@ class Rollout:
         t, buffers, count = self._t, self._buffers, np.count_nonzero
         terminated, truncated, valid = buffers.terminated[t], buffers.truncated[t], buffers.valid[t]
         self._clock += 1
+        for name, stack in self._stacks[self._clock % 2].items():
+            buffers.observation[name][t + stack.shape[1]] = stack[:, -1]
         self._return += buffers.reward[t]
         if count(terminated) or count(truncated):
             ended = np.flatnonzero(terminated | truncated)
@@ -187,10 +197,20 @@ class Rollout:
         self._buffers.first[0] = sent.first[-1]
         for name, rows in self._buffers.observation.items():
             rows[0] = sent.observation[name][-1]
+        self._spread_stacks()
         self._reward_before = sent.reward[-1].copy()
         # What came from the network pins its whole message: this copy is kept for a whole unroll.
         self._state = self._state_before = {name: value.copy() for name, value in self._state.items()}
         return arrays
+
+    def _rows(self, ahead: int) -> Arrays:
+        """Gives the current step's observations [B, ...], or the next one's (1)."""
+        rows = {name: value[self._t + ahead] for name, value in self._buffers.observation.items()}
+        return rows | self._stacks[(self._clock + ahead) % 2]
+
+    def _spread_stacks(self) -> None:
+        for name, stack in self._stacks[self._clock % 2].items():
+            self._buffers.observation[name][: stack.shape[1]] = stack.swapaxes(0, 1)
 
     def _restart(self, indices: np.ndarray) -> None:
         self._return[indices] = 0.0

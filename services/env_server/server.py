@@ -46,7 +46,9 @@ class Group:
         self._metrics = metrics
         self._watchdog = watchdog
         self._tallies: dict[str, int] = {}
-        self._first_env = (context.index * config.env.groups + number) * config.env.envs
+        # Among all groups of the job: it gives the environments their numbers, and the group its replay-server.
+        self.number = context.index * config.env.groups + number
+        self._first_env = self.number * config.env.envs
         entropy = [config.run.seed, context.index, number, context.life_number]
         self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # Sampling noise is keyed by this number: a restarted group must not live through the same noise again.
@@ -135,15 +137,17 @@ async def run(context: Context) -> None:
     ]
     hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
     inference = InferenceServers(context, hello, max_in_flight=len(groups))
-    replay = connect(context, config.net.experience[0], "replay", max_in_flight=len(groups), hello=hello)
+    shards = [connect(context, a, "replay", max_in_flight=len(groups), hello=hello) for a in config.net.experience]
     pool = ThreadPoolExecutor(len(groups), thread_name_prefix="simulator")
 
     async def collect() -> None:
         # Replay hears of the environment first: the learner, and so inference, wait for its spec.
-        await replay.welcome()
+        await shards[0].welcome()
         policy = await inference.policy()
         context.health.ready = True
-        await until_stopped(context, [group.collect(policy, inference, replay, pool) for group in groups])
+        await until_stopped(
+            context, [g.collect(policy, inference, shards[g.number % len(shards)], pool) for g in groups]
+        )
 
     try:
         await until_stopped(context, [collect()])
@@ -154,7 +158,8 @@ async def run(context: Context) -> None:
                 *(group.slot, group.life, group.steps, group.frames, group.unrolls),
             )
         inference.close()
-        replay.close()
+        for shard in shards:
+            shard.close()
         pool.shutdown(wait=False, cancel_futures=True)
         watchdog.close()
         for group in groups:

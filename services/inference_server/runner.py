@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +12,25 @@ import torch
 
 from common.errors import ProtocolError, RemoteError
 from common.messages import Act, Actions, Weights
+from common.rl.actor import Actor, Seen, unpack_weights, weights_layout
 from common.rl.noise import uniforms
-from common.rl.policy import Policy, build_policy, unpack_weights, weights_layout
+from common.rl.numpy_actor import NumpyActor, numpy_actor
+from common.rl.registry import make_actor
 from common.types import Arrays, EnvSpec, PolicySpec, prefixed, select
+
+log = logging.getLogger("headrace.inference")
 
 
 class Runner:
-    """A policy and its weights. `act` and `load` must not run at the same time."""
+    """An algorithm's actor and its weights. `act` and `load` must not run at the same time."""
 
-    def __init__(self, network: dict[str, Any], seed: int, device: str) -> None:
+    def __init__(self, algorithm: dict[str, Any], network: dict[str, Any], seed: int, device: str) -> None:
+        self._algorithm = algorithm
         self._network = network
         self._seed = seed
         self._device = torch.device(device)
-        self._policy: Policy | None = None
+        self._actor: Actor | None = None
+        self._numpy: NumpyActor | None = None
         self._rows: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self.env: EnvSpec | None = None
         self.spec: PolicySpec | None = None
@@ -31,26 +38,29 @@ class Runner:
 
     def load(self, weights: Weights) -> None:
         """Takes on new weights; the first ones say for which environment to build the network."""
-        if self._policy is None or EnvSpec.from_wire(weights.env) != self.env:
+        if self._actor is None or EnvSpec.from_wire(weights.env) != self.env:
             self._build(weights)
-        assert self._policy is not None
-        unpack_weights(self._policy, weights.arrays["weights"])
+        assert self._actor is not None
+        unpack_weights(self._actor, weights.arrays["weights"])
+        self._actor.acting = weights.acting
         self.version = weights.version
 
     def _build(self, weights: Weights) -> None:
         env = EnvSpec.from_wire(weights.env)
-        policy = build_policy(self._network, env, self._seed)
-        ours = json.dumps([self._network, weights_layout(policy)])
-        if ours != weights.layout or policy.spec != PolicySpec.from_wire(weights.policy):
+        actor = make_actor(self._algorithm, self._network, env, self._seed)
+        ours = json.dumps([self._network, weights_layout(actor)])
+        if ours != weights.layout or actor.spec != PolicySpec.from_wire(weights.policy):
             raise RemoteError(
                 "config",
                 f"the learner's network is {weights.layout:.300}, this inference-server's is {ours:.300}",
-                "start both with the same `network:` section",
+                "start both with the same `network:` and `algorithm:` sections",
             )
-        self._policy, self.env, self.spec = policy.to(self._device), env, policy.spec
+        self._actor, self.env, self.spec = actor.to(self._device), env, actor.spec
+        self._numpy = numpy_actor(self._actor)
+        log.info("acts in %s", "torch" if self._numpy is None else "numpy: the network is one small MLP")
         rows = {f"observation.{a.name}": (np.dtype(a.dtype), a.shape) for a in env.observations}
-        rows |= {f"state.{a.name}": (np.dtype(a.dtype), a.shape) for a in policy.spec.state}
-        self._rows = {**rows, "first": (np.dtype(np.bool_), ())}
+        rows |= {f"state.{a.name}": (np.dtype(a.dtype), a.shape) for a in actor.spec.state}
+        self._rows = {**rows, "first": (np.dtype(np.bool_), ()), "reward": (np.dtype(np.float32), ())}
 
     def check(self, act: Act) -> None:
         """Raises ProtocolError, naming both sides, unless an Act holds what this policy looks at."""
@@ -68,15 +78,10 @@ class Runner:
     @torch.inference_mode()
     def act(self, acts: Sequence[Act]) -> list[Actions]:
         """Gives the actions for each request, from one pass over all of them."""
-        assert self._policy is not None
-        # One copy each, into a batch of our own: what came is read-only and may be unaligned.
-        rows = {name: self._tensor([act.arrays[name] for act in acts]) for name in self._rows}
-        noise = [uniforms(self._seed, (a.first_env, a.count), a.step, self._policy.noise_size) for a in acts]
-        action, extras, state = self._policy.act(
-            select("observation", rows), rows["first"], select("state", rows), self._tensor(noise)
-        )
-        tensors = {"action": action, **prefixed("extras", extras), **prefixed("state", state)}
-        arrays: Arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        assert self._actor is not None
+        noise = [uniforms(self._seed, (a.first_env, a.count), a.step, self._actor.noise_size) for a in acts]
+        rows = {name: [act.arrays[name] for act in acts] for name in self._rows}
+        arrays = self._act(rows, noise, acts) if self._numpy is None else self._act_in_numpy(rows, noise)
         replies, start = [], 0
         for act in acts:
             part = {name: array[start : start + act.count] for name, array in arrays.items()}
@@ -84,5 +89,20 @@ class Runner:
             start += act.count
         return replies
 
+    def _act(self, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray], acts: Sequence[Act]) -> Arrays:
+        assert self._actor is not None
+        env = self._tensor([np.arange(a.first_env, a.first_env + a.count) for a in acts])
+        batch = {name: self._tensor(parts) for name, parts in rows.items()}
+        observation, state = select("observation", batch), select("state", batch)
+        acted = self._actor.act(Seen(observation, batch["first"], batch["reward"], state, self._tensor(noise), env))
+        tensors = {"action": acted.action, **prefixed("extras", acted.extras), **prefixed("state", acted.state)}
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+    def _act_in_numpy(self, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
+        assert self._numpy is not None
+        joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in rows.items()}
+        return self._numpy.act(select("observation", joined), np.concatenate(noise))
+
     def _tensor(self, parts: list[np.ndarray]) -> torch.Tensor:
+        # One copy, into a batch of our own: what came is read-only and may be unaligned.
         return torch.from_numpy(np.concatenate(parts)).to(self._device)

@@ -33,7 +33,7 @@ class InferenceServer:
         config = context.config
         self._context = context
         self._metrics = InferenceMetrics(context.registry)
-        self._runner = Runner(config.network, config.run.seed, config.inference.device)
+        self._runner = Runner(config.algorithm, config.network, config.run.seed, config.inference.device)
         # At lag 0 a result may not depend on who else asked.
         wait_s = config.inference.wait_us * 1e-6
         self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, wait_s, alone=config.synchronous)

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from common.config import Config
 from common.errors import ConfigError
-from common.rl.policy import Policy, build_policy
+from common.rl.actor import Actor
+from common.rl.registry import make_actor
 from common.types import EnvSpec
 
 _TENSOR = "@tensor"
@@ -96,11 +97,11 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_policy(path: Path, config: Config) -> tuple[Policy, EnvSpec]:
+def load_policy(path: Path, config: Config) -> tuple[Actor, EnvSpec]:
     """Gives the policy of a checkpoint directory, with its weights, and the environment's spec it was built for."""
     state = load_state(path)
     env = EnvSpec.from_wire(state["env"])
-    policy = build_policy(config.network, env, config.run.seed)
+    policy = make_actor(config.algorithm, config.network, env, config.run.seed)
     policy.load_state_dict(state["trainer"]["policy"])
     return policy, env
 

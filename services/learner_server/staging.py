@@ -1,4 +1,7 @@
-"""Received unrolls side by side: the one host copy between the wire and the update. Knows no torch and no algorithm."""
+"""What was received, side by side in one batch: the one host copy between the wire and the update.
+
+Knows no torch and no algorithm.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import ProtocolError
-from common.types import Arrays
+from common.frames import stacked
+from common.messages import Batch
+from common.types import Arrays, EnvSpec
 
 _PER_ENVIRONMENT = ("state.", "reward_before")
-_NOT_TRAINED_ON = ("episode_returns", "episode_lengths", "versions", "final_index")
+# What tells of a Batch, and is no part of what is trained on.
+_ABOUT = ("keys", "probabilities", "counters", "origins", "episode_origins", "episode_returns", "episode_lengths")
+_SEPARATE = ("final_index", "versions", *_ABOUT)
 
 
 def split(arrays: Arrays, unrolls: int) -> list[Arrays]:
@@ -29,19 +36,53 @@ def stage(parts: Sequence[Arrays]) -> Arrays:
     Raises ProtocolError if the unrolls differ in length or in names.
     """
     lengths = {len(part["reward"]) for part in parts}
-    names = {frozenset(name for name in part if not name.startswith("final")) for part in parts}
+    names = {frozenset(n for n in part if not n.startswith("final.") and n not in _SEPARATE) for part in parts}
     if len(lengths) != 1 or len(names) != 1:
         raise ProtocolError(
             f"unrolls of {sorted(lengths)} steps in one batch", "set one rollout.unroll for all env-servers"
         )
     batch: Arrays = {}
-    for name in sorted(names.pop() - set(_NOT_TRAINED_ON)):
+    for name in sorted(names.pop()):
         axis = 0 if name.startswith(_PER_ENVIRONMENT) else 1
         batch[name] = np.concatenate([part[name] for part in parts], axis=axis)
-    widths = [part["reward"].shape[1] for part in parts]
-    batch["versions"] = np.repeat(np.stack([part["versions"] for part in parts], axis=1), widths, axis=1)
-    _stage_finals(batch, parts, widths)
+    if all("versions" in part for part in parts):
+        # An unroll that just came has one version per step; stored columns come from different unrolls.
+        each = [np.broadcast_to(p["versions"].reshape(len(p["reward"]), -1), p["reward"].shape) for p in parts]
+        batch["versions"] = np.concatenate(each, axis=1)
+    _stage_finals(batch, parts, [part["reward"].shape[1] for part in parts])
     return batch
+
+
+def mix(online: Sequence[Arrays], replayed: Sequence[Arrays]) -> Arrays:
+    """Gives one batch of unrolls that just came and of stored ones; `online` [ΣB] bool says which columns are which."""
+    batch = stage([*online, *replayed])
+    columns = sum(part["reward"].shape[1] for part in online)
+    return batch | {"online": np.arange(batch["reward"].shape[1]) < columns}
+
+
+def join(batches: Sequence[Batch]) -> Arrays:
+    """Gives what several shards of a ring drew as one batch, of transitions [n, ...] or sequences [T, n, ...].
+
+    `relative` [n] float32 is N·P: 1 where each of the N items is as likely as any other. Within a shard an item has
+    probability p, and in the whole p times the shard's share of the priority mass.
+    """
+    named = [batch.arrays for batch in batches]
+    if "mask" in named[0]:
+        joined = stage([{("valid" if name == "mask" else name): x for name, x in part.items()} for part in named])
+    else:
+        joined = {n: np.concatenate([part[n] for part in named]) for n in named[0] if n not in _ABOUT}
+    mass, size = sum(batch.mass for batch in batches), sum(batch.size for batch in batches)
+    odds = [batch.arrays["probabilities"] * (batch.mass / mass * size) for batch in batches]
+    return joined | {"relative": np.concatenate(odds).astype(np.float32)}
+
+
+def stack(batch: Arrays, env: EnvSpec) -> None:
+    """Builds the stacks of time-major observations from their single frames, in place."""
+    for spec in env.observations:
+        name = f"observation.{spec.name}"
+        if spec.stack > 1 and "first" in batch:
+            index = np.arange(batch["first"].size).reshape(batch["first"].shape)
+            batch[name] = stacked(batch[name], batch["first"], index, spec.stack)
 
 
 def _stage_finals(batch: Arrays, parts: Sequence[Arrays], widths: Sequence[int]) -> None:

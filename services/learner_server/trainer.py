@@ -8,30 +8,42 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from common.config import Config
+from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
-from common.rl.algorithms.base import NonFiniteUpdate, OptimizerConfig
+from common.messages import Weights
+from common.rl.actor import pack_weights, weights_layout
+from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import to_batch
-from common.rl.policy import build_policy, pack_weights, weights_layout
-from common.rl.registry import algorithm_class
+from common.rl.registry import named_algorithm
+from common.rl.replayed import to_transitions
 from common.types import Arrays, EnvSpec, make_version, show_version
+from services.learner_server.staging import stack
 
 # One inf in a normaliser's moments would spoil every update after it.
 _FROM_ENVIRONMENT = ("observation.", "final.", "reward")
+_KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
 class Update(NamedTuple):
-    """What one update did: the algorithm's scalars, valid steps trained on, and the batch's policy lags in versions."""
+    """What one update did: the algorithm's scalars, valid steps trained on, policy lags in versions, and the items'
+    new priorities [n] if they have any."""
 
     scalars: dict[str, float]
     steps: int
     lag_mean: float
     lag_max: int
+    priorities: np.ndarray | None = None
+
+
+def _gives(table: TableConfig) -> Batches:
+    if table.kind in ("fifo", "unrolls"):
+        return "unrolls"
+    return "sequences" if table.sequence else "transitions"
 
 
 class Trainer:
-    """A policy, its algorithm and the version of its weights."""
+    """An algorithm, the policy it trains and the version of its weights."""
 
     def __init__(self, config: Config, env: EnvSpec, ordinal: int) -> None:
         torch.set_num_threads(config.learner.threads)
@@ -39,17 +51,17 @@ class Trainer:
         self._device = torch.device(learner.device)
         self._max_lag = config.replay.max_policy_lag
         self.env = env
-        self.policy = build_policy(config.network, env, config.run.seed).to(self._device)
         named = {"name": learner.optimizer} | {name: getattr(learner, name) for name in _OPTIMIZER_SETTINGS}
         optimizer = OptimizerConfig(**{name: value for name, value in named.items() if value is not None})
-        options = dict(config.algorithm)
-        name, table = str(options.pop("name", "ppo")), config.replay.tables[learner.table]
-        if table.kind != "fifo":
+        algorithm, options = named_algorithm(config.algorithm)
+        table = config.replay.tables[learner.table]
+        if (gives := _gives(table)) != algorithm.batches:
             raise ConfigError(
-                f"replay.tables.{learner.table}.kind={table.kind!r} gives transitions, {name} trains on whole unrolls",
-                "set it to fifo",
+                f"replay.tables.{learner.table}.kind={table.kind!r} gives {gives}, "
+                f"{algorithm.__name__} trains on {algorithm.batches}",
+                f"set it to {_KINDS[algorithm.batches]}",
             )
-        algorithm = algorithm_class(name)
+        self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self.layout = json.dumps([config.network, weights_layout(self.policy)])
         self.ordinal = ordinal
@@ -59,28 +71,47 @@ class Trainer:
     def version(self) -> int:
         return make_version(self.ordinal, self.updates)
 
-    def weights(self) -> np.ndarray:
-        """Gives all weights as one new contiguous uint8 buffer."""
-        return pack_weights(self.policy)
+    def weights(self, steps: int, progress: float) -> Weights:
+        """Gives the message that carries all weights, after `steps` and at `progress` (0..1) of the job."""
+        acting = self.algorithm.acting(steps, progress)
+        arrays = {"weights": pack_weights(self.policy)}
+        env, policy = self.env.to_wire(), self.policy.spec.to_wire()
+        return Weights(self.version, env, policy, self.layout, acting, arrays)
 
     def update(self, arrays: Arrays, progress: float) -> Update:
         """Trains on a staged batch; raises NonFiniteUpdate, nothing changed, or ProtocolError on a batch too old."""
-        versions = arrays["versions"]
-        oldest = int(versions.min())
+        lag = self._lag(arrays)
+        for name, array in arrays.items():
+            if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise NonFiniteUpdate(f"{name} is not finite", "mend the environment: it gives inf or nan")
+        stack(arrays, self.env)
+        to_tensors = to_transitions if self.algorithm.batches == "transitions" else to_batch
+        batch = to_tensors(arrays, self._device)
+        scalars = self.algorithm.learn(batch, progress)
+        priorities = self.algorithm.priorities
+        self.updates += 1
+        return Update(
+            scalars,
+            batch.steps,
+            float(lag.mean()),
+            int(lag.max()),
+            None if priorities is None else priorities.cpu().numpy(),
+        )
+
+    def _lag(self, arrays: Arrays) -> np.ndarray:
+        """Gives the versions between acting and now of what just came; replay has no bound."""
+        versions = arrays.get("versions")
+        if self.algorithm.batches != "unrolls" or versions is None:
+            return np.zeros(1, np.int64)
+        online = versions[:, arrays["online"]] if "online" in arrays else versions
+        oldest = int(online.min())
         if oldest < self.version - self._max_lag:
             raise ProtocolError(
                 f"a batch acted with {show_version(oldest)} came to {show_version(self.version)}, "
                 f"beyond replay.max_policy_lag={self._max_lag}",
                 "report this: the replay-server must discard it",
             )
-        for name, array in arrays.items():
-            if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise NonFiniteUpdate(f"{name} is not finite", "mend the environment: it gives inf or nan")
-        batch = to_batch(arrays, self._device)
-        scalars = self.algorithm.learn(batch, progress)
-        lag = self.version - versions
-        self.updates += 1
-        return Update(scalars, batch.steps, float(lag.mean()), int(lag.max()))
+        return self.version - online
 
     def state_dict(self) -> dict[str, Any]:
         """Gives all that a resume needs: nested dicts of tensors and scalars."""

@@ -34,7 +34,7 @@ def test_local_plan_gives_each_service_a_process_and_an_ipc_address(tmp_path: Pa
     )
     net = load(tmp_path / "config.yaml", (), {}).net
     assert net.act == (f"ipc://{tmp_path}/act-0", f"ipc://{tmp_path}/act-1")
-    assert net.experience == (f"ipc://{tmp_path}/experience",)
+    assert net.experience == (f"ipc://{tmp_path}/experience-0",)
     assert net.weights == f"ipc://{tmp_path}/weights"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,9 +69,9 @@ def test_long_episodes_count_as_often_as_short_ones(tmp_path: Path, monkeypatch:
     assert len(ended) == 6
 
 
-@pytest.mark.parametrize("lstm", [0, 4])
-def test_steps_that_only_reset_are_not_counted(lstm: int) -> None:
-    evaluation = play(player("CartPole-v1", 4, lstm=lstm), np.full(4, 3), lambda: None)
+@pytest.mark.parametrize("network", [{}, {"lstm": 4, "last_action": True}], ids=["mlp", "lstm"])
+def test_steps_that_only_reset_are_not_counted(network: dict[str, Any]) -> None:
+    evaluation = play(player("CartPole-v1", 4, **network), np.full(4, 3), lambda: None)
     assert len(evaluation.returns) == 12
     assert evaluation.returns.tolist() == evaluation.lengths.tolist()
 

@@ -16,7 +16,9 @@ from common.config import EnvConfig
 from common.errors import ConfigError
 from common.types import ActionSpec, ArraySpec, PolicySpec
 from services.env_server.backends import Backend, make_backend
+from services.env_server.backends import gymnasium as gymnasium_backend
 from services.env_server.backends.gymnasium import VectorBackend
+from services.env_server.backends.spaces import action_putter, action_rows, action_spec
 from services.env_server.rollout import Rollout
 
 HERE = __name__
@@ -79,8 +81,30 @@ class Talk(Slide):
     observation_space = spaces.Text(5)
 
 
-class Set(Slide):
-    action_space = spaces.MultiBinary(3)
+class Write(Slide):
+    action_space = spaces.Text(3)
+
+
+class Desk(gymnasium.Env[Any, Any]):
+    """A Dict action with a Tuple in it; it shows the action that it got, and which of its parts are allowed."""
+
+    observation_space = spaces.Dict({"got": spaces.Box(-99, 99, (8,), np.float64), "allowed": spaces.MultiBinary(2)})
+    action_space = spaces.Dict(
+        {
+            "keys": spaces.Tuple((spaces.Discrete(3, start=5), spaces.MultiBinary(2))),
+            "move": spaces.Box(np.float32(-1), np.float32(2), (2, 1)),
+            "dials": spaces.MultiDiscrete([4, 2], start=[10, 0]),
+        }
+    )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return {"got": np.zeros(8), "allowed": np.array([1, 0], np.int8)}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        parts = (*action["keys"], action["move"], action["dials"])
+        got = np.concatenate([np.ravel(part).astype(np.float64) for part in parts])
+        return {"got": np.append(got, 0.0), "allowed": np.array([0, 1], np.int8)}, 0.0, False, False, {}
 
 
 def not_an_env() -> str:
@@ -145,9 +169,8 @@ def test_a_loop_of_plain_environments_gives_what_each_gives_alone(env_id: str) -
 
 
 def test_a_time_limit_truncates_and_the_last_observation_is_kept() -> None:
-    arrays = run(
-        make_backend(config("Pendulum-v1", kwargs={"max_episode_steps": 4}), 2), np.ones((9, 2, 1), np.float32)
-    )
+    backend = gymnasium_backend.make_backend(config("Pendulum-v1", kwargs={"max_episode_steps": 4}), 2)
+    arrays = run(backend, np.ones((9, 2, 1), np.float32))
     assert arrays["truncated"][:, 0].tolist() == [False, False, False, True] * 2 + [False]
     assert not arrays["terminated"].any()
     assert arrays["final_index"].tolist() == [6, 7, 14, 15]
@@ -185,7 +208,7 @@ def test_box_actions_are_clipped_for_the_environment_and_kept_as_chosen() -> Non
 
 
 def test_vector_cartpole_reports_the_rewards_between_firsts_as_returns() -> None:
-    backend = make_backend(config("CartPole-v1"), 16)
+    backend = gymnasium_backend.make_backend(config("CartPole-v1"), 16)
     assert isinstance(backend, VectorBackend)
     arrays = run(backend, np.random.default_rng(0).integers(0, 2, (2000, 16)))
     returns = []
@@ -207,7 +230,7 @@ def test_vector_cartpole_reports_the_rewards_between_firsts_as_returns() -> None
 
 
 def test_vector_cartpole_is_truncated_after_500_steps() -> None:
-    backend = make_backend(config("CartPole-v1"), 1)
+    backend = gymnasium_backend.make_backend(config("CartPole-v1"), 1)
     rollout = Rollout(backend.spec, PolicySpec(), 502, 1)
     backend.reset(1, rollout.observation_row())
     rollout.begin()
@@ -222,6 +245,41 @@ def test_vector_cartpole_is_truncated_after_500_steps() -> None:
     assert np.flatnonzero(arrays["first"]).tolist() == [0, 501]
     assert (arrays["episode_returns"].tolist(), arrays["episode_lengths"].tolist()) == ([500.0], [500])
     assert rollout.steps == 501
+
+
+DIALS = ActionSpec("multi_discrete", "<i8", (2,), n=(4, 2))
+KEYS = (ActionSpec("discrete", "<i8", (), n=(3,)), ActionSpec("multi_binary", "<i8", (2,), n=(2, 2)))
+MOVE = ActionSpec("box", "<f4", (2, 1), low=(-1.0, -1.0), high=(2.0, 2.0))
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_actions_of_several_spaces_are_one_vector_that_is_taken_apart(vector: bool) -> None:
+    venv = SyncVectorEnv([Desk] * 2, autoreset_mode=AutoresetMode.SAME_STEP) if vector else None
+    found = config(f"{HERE}:Desk")
+    backend = VectorBackend(found, venv) if venv is not None else make_backend(found, 2)
+    # In the order of the keys' names, as Gymnasium sorts them.
+    assert backend.spec.action == ActionSpec("tuple", "<f8", (7,), parts=(DIALS, *KEYS, MOVE))
+    assert backend.spec.observations[0] == ArraySpec("allowed", "|i1", (2,))
+    actions = np.array([[[3, 1, 2, 1, 0, 0.5, 9.0], [0, 0, 0, 0, 1, -7.0, 1.5]]])
+    arrays = run(backend, actions)
+    shown = [[7, 1, 0, 0.5, 2.0, 13, 1, 0], [5, 0, 1, -1.0, 1.5, 10, 0, 0]]
+    assert arrays["observation.got"][1].tolist() == shown
+    assert arrays["observation.allowed"][:, 0].tolist() == [[1, 0], [0, 1]]
+    assert arrays["action"].tolist() == actions.tolist()
+
+
+def test_actions_without_a_box_are_whole_numbers() -> None:
+    space = spaces.Tuple((spaces.Discrete(3), spaces.Tuple((spaces.Discrete(2), spaces.MultiBinary(2)))))
+    spec = action_spec("x", space)
+    assert (spec.dtype, spec.shape, [part.kind for part in spec.parts]) == (
+        "<i8",
+        (4,),
+        ["discrete", "discrete", "multi_binary"],
+    )
+    each = list(action_rows(space, action_putter(space)(np.array([[2, 1, 0, 1], [0, 0, 1, 1]]))))
+    assert [space.contains(action) for action in each] == [True, True]
+    assert type(each[0][1][0]) is int
+    assert each[0][1][1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["Maze", "Pendulum"])
@@ -244,7 +302,8 @@ def test_a_vector_environment_with_same_step_resets_equals_the_loop(name: str) -
 
 def test_the_same_seed_gives_the_same_experience_and_another_seed_does_not() -> None:
     actions = np.zeros((30, 2), np.int64)
-    first, again, other = (run(make_backend(config("CartPole-v1"), 2), actions, seed) for seed in (3, 3, 4))
+    make = gymnasium_backend.make_backend
+    first, again, other = (run(make(config("CartPole-v1"), 2), actions, seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first["observation.obs"], again["observation.obs"])
     assert (first["observation.obs"][0] != other["observation.obs"][0]).all()
 
@@ -280,7 +339,10 @@ def test_a_registered_id_may_name_the_module_that_registers_it() -> None:
         ("no_such_module:Maze", r"env.id='no_such_module:Maze' cannot be imported: No module named 'no_such_module'"),
         (f"{HERE}:not_an_env", r"made str, not a gymnasium.Env \(return one from the factory\)"),
         (f"{HERE}:Talk", r"observation 'obs' space Text.* is not supported \(supported are Box, .*Dict"),
-        (f"{HERE}:Set", r"action space MultiBinary\(3\) is not supported \(supported are Discrete"),
+        (
+            f"{HERE}:Write",
+            r"action space Text.* is not supported \(supported are Box, Discrete.*Dict and Tuple of those",
+        ),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_named(env_id: str, said: str) -> None:

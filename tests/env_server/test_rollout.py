@@ -257,3 +257,42 @@ def test_an_answer_of_another_job_is_refused(change: dict[str, np.ndarray | None
     arrays = {name: value for name, value in (answer | change).items() if value is not None}
     with pytest.raises(ProtocolError, match=said):
         rollout.act(arrays, 0)
+
+
+STACKED = EnvSpec("Stacked", (ArraySpec("obs", "|u1", (3, 1), stack=3),), ActionSpec("discrete", "<i8", (), n=(2,)))
+
+
+def see(rollout: Rollout, *stacks: list[int]) -> None:
+    """One step to the `stacks` of its two environments; an episode that opens has zeros before its first frame."""
+    rollout.act({"action": np.array([1, 1])}, 0)
+    targets = rollout.targets()
+    targets.observation["obs"][..., 0] = stacks
+    targets.reward[:] = 1
+    targets.terminated[:] = targets.truncated[:] = False
+    targets.valid[:] = True
+    rollout.advance(NO_FINALS)
+
+
+def test_an_unroll_of_stacks_carries_each_frame_once_and_the_next_one_begins_with_a_whole_stack() -> None:
+    rollout = Rollout(STACKED, STATELESS, 2, 2)
+    rollout.observation_row()["obs"][..., 0] = [[0, 0, 1], [0, 0, 101]]
+    rollout.begin()
+    assert rollout.request()["observation.obs"][..., 0].tolist() == [[0, 0, 1], [0, 0, 101]]
+    see(rollout, [0, 1, 2], [0, 101, 102])
+    assert rollout.request()["observation.obs"][..., 0].tolist() == [[0, 1, 2], [0, 101, 102]]
+    see(rollout, [1, 2, 3], [0, 0, 111])
+    sent = rollout.finish()["observation.obs"]
+    assert sent[..., 0].T.tolist() == [[0, 0, 1, 2, 3], [0, 0, 101, 102, 111]]
+    assert rollout.request()["observation.obs"][..., 0].tolist() == [[1, 2, 3], [0, 0, 111]]
+    see(rollout, [2, 3, 4], [0, 111, 112])
+    see(rollout, [3, 4, 5], [111, 112, 113])
+    assert rollout.finish()["observation.obs"][..., 0].T.tolist() == [[1, 2, 3, 4, 5], [0, 0, 111, 112, 113]]
+
+
+def test_a_request_of_stacks_is_not_written_again_before_it_was_answered() -> None:
+    rollout = Rollout(STACKED, STATELESS, 4, 2)
+    rollout.observation_row()["obs"][..., 0] = 1
+    rollout.begin()
+    sent = rollout.request()["observation.obs"]
+    see(rollout, [2, 2, 2], [2, 2, 2])
+    assert sent[..., 0].tolist() == [[1, 1, 1], [1, 1, 1]]

@@ -8,13 +8,45 @@ import torch
 
 from common.errors import ProtocolError, RemoteError
 from common.messages import Act, Weights
-from common.rl.policy import build_policy, pack_weights, weights_layout
-from common.types import ActionSpec, ArraySpec, EnvSpec, make_version
+from common.rl.actor import Acted, Actor, Seen, pack_weights, weights_layout
+from common.rl.policy import build_policy
+from common.types import ActionSpec, ArraySpec, EnvSpec, PolicySpec, make_version
 from services.inference_server.runner import Runner
 
 SPEC = EnvSpec("Walk-v0", (ArraySpec("obs", "<f4", (4,)),), ActionSpec("discrete", "<i8", (), (3,)))
+GOOD = {
+    "observation.obs": np.zeros((2, 4), np.float32),
+    "first": np.zeros(2, bool),
+    "reward": np.zeros(2, np.float32),
+}
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [8]}
-LSTM: dict[str, Any] = {"name": "mlp", "hidden": [8], "lstm": 8}
+LSTM: dict[str, Any] = {"name": "mlp", "hidden": [8], "lstm": 8, "last_action": True, "last_reward": True}
+PPO: dict[str, Any] = {"name": "ppo"}
+
+
+class Cautious(Actor):
+    """Acts on what only exploration needs: the scalars of a version, the environment's number and the reward."""
+
+    spec = PolicySpec()
+    noise_size = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acting = {}
+        self.dial = torch.nn.Parameter(torch.zeros(1))
+
+    def act(self, seen: Seen, greedy: bool = False) -> Acted:
+        assert seen.noise.shape[1] == 2
+        return Acted(seen.env * 100 + seen.reward.long() * 10 + int(self.acting["epsilon"]), {}, {})
+
+
+class Cautiously:
+    """An algorithm of one's own, of which an inference-server needs only this."""
+
+    @staticmethod
+    def make_actor(algorithm: dict[str, Any], network: dict[str, Any], env: EnvSpec, seed: int) -> Actor:
+        assert algorithm == {"boldness": 1}
+        return Cautious()
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +64,7 @@ def weights(network: dict[str, Any], seed: int = 1, version: int = 5, spec: EnvS
 
 
 def runner(network: dict[str, Any] = MLP, seed: int = 3) -> Runner:
-    made = Runner(network, seed, "cpu")
+    made = Runner(PPO, network, seed, "cpu")
     made.load(weights(network))
     return made
 
@@ -41,7 +73,8 @@ def act(made: Runner, first_env: int, count: int, step: int = 0) -> Act:
     draw = np.random.default_rng(first_env + 1000 * step)
     assert made.spec is not None
     arrays = {"observation.obs": draw.normal(size=(count, 4)).astype(np.float32), "first": draw.random(count) < 0.5}
-    arrays |= {f"state.{s.name}": draw.normal(size=(count, *s.shape)).astype(s.dtype) for s in made.spec.state}
+    arrays["reward"] = draw.normal(size=count).astype(np.float32)
+    arrays |= {f"state.{s.name}": draw.random(size=(count, *s.shape)).astype(s.dtype) for s in made.spec.state}
     return Act(first_env, count, step, 0, arrays)
 
 
@@ -67,7 +100,7 @@ def test_noise_follows_the_environment_and_the_step_and_nothing_else() -> None:
     made, observation = runner(), np.zeros((50, 4), np.float32)
 
     def actions(first_env: int, step: int) -> list[int]:
-        arrays = {"observation.obs": observation, "first": np.zeros(50, bool)}
+        arrays = {"observation.obs": observation, "first": np.zeros(50, bool), "reward": np.zeros(50, np.float32)}
         found: list[int] = made.act([Act(first_env, 50, step, 0, arrays)])[0].arrays["action"].tolist()
         return found
 
@@ -76,7 +109,7 @@ def test_noise_follows_the_environment_and_the_step_and_nothing_else() -> None:
     assert actions(0, 0) != actions(0, 1)
     assert actions(0, 0) != actions(50, 0)
     other = runner(seed=4)
-    arrays = {"observation.obs": observation, "first": np.zeros(50, bool)}
+    arrays = {"observation.obs": observation, "first": np.zeros(50, bool), "reward": np.zeros(50, np.float32)}
     assert other.act([Act(0, 50, 0, 0, arrays)])[0].arrays["action"].tolist() != actions(0, 0)
 
 
@@ -91,7 +124,7 @@ def test_new_weights_take_the_place_of_the_old_ones() -> None:
 
 
 def test_a_network_unlike_the_learners_is_refused_naming_both() -> None:
-    made = Runner({"name": "mlp", "hidden": [16]}, 3, "cpu")
+    made = Runner(PPO, {"name": "mlp", "hidden": [16]}, 3, "cpu")
     with pytest.raises(
         RemoteError, match=r"the learner's network is .*\[8, 4\].* inference-server's is .*\[16, 4\]"
     ) as e:
@@ -106,15 +139,24 @@ def test_weights_for_another_environment_build_another_policy() -> None:
     other = EnvSpec("Fly-v0", (ArraySpec("obs", "<f4", (6,)),), ActionSpec("box", "<f4", (2,), (), (-1, -1), (1, 1)))
     made.load(weights(MLP, spec=other, version=1 << 40))
     assert made.env == other
-    arrays = {"observation.obs": np.zeros((2, 6), np.float32), "first": np.zeros(2, bool)}
+    arrays = {**GOOD, "observation.obs": np.zeros((2, 6), np.float32)}
     assert made.act([Act(0, 2, 0, 0, arrays)])[0].arrays["action"].shape == (2, 2)
 
 
-GOOD = {"observation.obs": np.zeros((2, 4), np.float32), "first": np.zeros(2, bool)}
+def test_any_algorithms_actor_acts_with_the_scalars_of_its_weights() -> None:
+    actor = Cautious()
+    layout = json.dumps([{}, weights_layout(actor)])
+    made = Runner({"name": f"{__name__}:Cautiously", "boldness": 1}, {}, 3, "cpu")
+    for version, epsilon in ((1, 4.0), (2, 7.0)):
+        arrays = {"weights": pack_weights(actor)}
+        made.load(Weights(version, SPEC.to_wire(), actor.spec.to_wire(), layout, {"epsilon": epsilon}, arrays))
+        requests = [Act(8, 2, 0, 0, {**GOOD, "reward": np.array([1, 2], np.float32)}), Act(3, 2, 9, 0, GOOD)]
+        replies = [reply.arrays["action"].tolist() for reply in made.act(requests)]
+        assert replies == [[810 + epsilon, 920 + epsilon], [300 + epsilon, 400 + epsilon]]
 
 
 def test_a_request_as_the_policy_wants_it_is_taken() -> None:
-    runner().check(Act(0, 2, 0, 0, {**GOOD, "reward": np.zeros(9)}))
+    runner().check(Act(0, 2, 0, 0, {**GOOD, "more": np.zeros(9)}))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +167,10 @@ def test_a_request_as_the_policy_wants_it_is_taken() -> None:
         (Act(-1, 2, 0, 0, GOOD), "from -1 on"),
         (Act((1 << 63) - 3, 2, 0, 0, GOOD), "environments from 9223372036854775805 on"),
         (Act(0, 3, 0, 0, GOOD), r"float32 \(2, 4\) as observation.obs, the policy takes float32 \(3, 4\)"),
+        (
+            Act(0, 2, 0, 0, {**GOOD, "reward": np.zeros(2)}),
+            r"float64 \(2,\) as reward, the policy takes float32 \(2,\)",
+        ),
         (Act(0, 2, 0, 0, {"first": GOOD["first"]}), "nothing as observation.obs, the policy takes float32"),
         (Act(0, 2, 0, 0, {**GOOD, "first": np.zeros(2, np.uint8)}), r"uint8 \(2,\) as first, the policy takes bool"),
         (Act(0, 2, 0, 0, {**GOOD, "observation.obs": np.zeros((2, 5), np.float32)}), r"float32 \(2, 5\) as obs"),

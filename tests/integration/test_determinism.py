@@ -15,8 +15,8 @@ SLOTS = 2 * 4 * 16  # of one update: groups x environments x unroll, where a res
 TREE: dict[str, Any] = {
     "env": {"id": "CartPole-v1", "groups": 2, "envs": 4},
     "rollout": {"unroll": 16},
-    "network": {"name": "mlp", "hidden": [32], "normalize_observations": True},
-    "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "normalize_returns": True},
+    "network": {"name": "mlp", "hidden": [32], "normalize_observations": True, "popart": True},
+    "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},
     "learner": {"log_s": 1e-9},
     "stop": {"steps": UPDATES * SLOTS},
 }

@@ -42,7 +42,7 @@ from common.transport.client import Client
 from common.transport.server import Server
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
 from services.inference_server.server import InferenceServer
-from services.learner_server.server import WeightsServer
+from services.learner_server.weights import WeightsServer
 from services.learner_server.trainer import Trainer
 from services.replay_server.server import ReplayServer
 
@@ -77,6 +77,7 @@ def insert(**changes: Any) -> Insert:
 
 def act(**changes: Any) -> Act:
     arrays = {"observation.obs": np.zeros((2, 4), np.float32), "first": np.zeros(2, bool)}
+    arrays["reward"] = np.zeros(2, np.float32)
     return replace(Act(0, 2, 0, 0, arrays), **changes)
 
 
@@ -230,7 +231,7 @@ async def test_an_inference_server_refuses_nonsense_and_stays_as_it_was() -> Non
         early = [made.client("act", hello(name="env-8", spec=OTHER, life=8)), made.client("act", garbled)]
         env = made.client("act", hello())
         await until(lambda: len(inference._greetings) == 3, "three greetings")
-        weights.publish(Trainer(made.config, SPEC, 1))
+        weights.publish(Trainer(made.config, SPEC, 1).weights(0, 0.0))
         await asyncio.wait_for(env.welcome(), 10)
         for client in early:
             with pytest.raises(RemoteError, match=r"env-8 runs|is no EnvSpec"):
@@ -251,7 +252,7 @@ async def test_a_learner_server_refuses_nonsense_and_stays_as_it_was() -> None:
             await refused(client, message)
         parked = asyncio.create_task(client.request(GetWeights(1 << 62)))
         trainer = Trainer(made.config, SPEC, 1)
-        weights.publish(trainer)
+        weights.publish(trainer.weights(0, 0.0))
         answer = await client.request(GetWeights(-(1 << 63)))
         assert (answer.version, answer.layout) == (trainer.version, trainer.layout)
         parked.cancel()
@@ -324,7 +325,7 @@ async def test_an_inference_server_survives_100_000_random_multiparts() -> None:
     async with house() as made:
         weights, inference = made.learner(), made.inference()
         env = made.client("act", hello())
-        weights.publish(Trainer(made.config, SPEC, 1))
+        weights.publish(Trainer(made.config, SPEC, 1).weights(0, 0.0))
         await env.welcome()
         await flood(made.net["act"], inference.server, "env")
         assert (await env.request(act())).arrays["action"].shape == (2,)
@@ -336,5 +337,5 @@ async def test_a_learner_server_survives_100_000_random_multiparts() -> None:
         client = made.client("weights", hello("inference", "inference-0"))
         await client.welcome()
         await flood(made.net["weights"], weights.server, "inference")
-        weights.publish(Trainer(made.config, SPEC, 1))
+        weights.publish(Trainer(made.config, SPEC, 1).weights(0, 0.0))
         assert isinstance(await client.request(GetWeights(-1)), Weights)

@@ -12,8 +12,8 @@ from jobs import Job, until, write_config
 TREE: dict[str, Any] = {
     "env": {"id": "paced:cartpole", "groups": 2, "envs": 4},
     "rollout": {"unroll": 16},
-    "network": {"name": "mlp", "hidden": [32], "normalize_observations": True},
-    "algorithm": {"name": "ppo", "epochs": 1, "normalize_returns": True},
+    "network": {"name": "mlp", "hidden": [32], "normalize_observations": True, "popart": True},
+    "algorithm": {"name": "ppo", "epochs": 1},
     "stop": {"steps": 12_000},
 }
 

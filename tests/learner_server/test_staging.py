@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from common.errors import ProtocolError
-from common.types import Arrays
-from services.learner_server.staging import split, stage
+from common.messages import Batch
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+from services.learner_server.staging import join, mix, split, stack, stage
 
 
 def unroll(start: int, envs: int, steps: int = 2, version: int = 5) -> Arrays:
@@ -59,3 +60,60 @@ def test_unrolls_of_different_length_are_refused() -> None:
 def test_a_batch_is_split_by_the_number_before_the_slash() -> None:
     a, b, counters = np.zeros(1), np.ones(1), np.zeros((1, 4))
     assert split({"counters": counters, "0/reward": a, "1/reward": b}, 2) == [{"reward": a}, {"reward": b}]
+
+
+def drawn(priorities: list[float], picks: list[int], rewards: list[float], **more: np.ndarray) -> Batch:
+    """What a prioritized shard of items with these `priorities` (exponent 1) answers for its items `picks`."""
+    mass = sum(priorities)
+    arrays = {
+        "reward": np.array(rewards, np.float32),
+        "keys": np.array(picks),
+        "probabilities": np.array(priorities)[picks] / mass,
+        "counters": np.zeros((1, 4), np.int64),
+    }
+    return Batch(0, len(priorities), mass, 0, (), arrays | more)
+
+
+def test_items_of_two_shards_have_the_relative_probabilities_they_have_in_one_table() -> None:
+    batch = join([drawn([1.0, 3.0], [0, 1, 1], [10, 11, 11]), drawn([4.0], [0], [20])])
+    assert batch["reward"].tolist() == [10, 11, 11, 20]
+    # One table of 3 items with priorities 1, 3 and 4.
+    assert batch["relative"].tolist() == [3 * 1 / 8, 3 * 3 / 8, 3 * 3 / 8, 3 * 4 / 8]
+    assert batch.keys() == {"reward", "relative"}
+
+
+def test_uniform_draws_are_as_likely_as_any() -> None:
+    assert join([drawn([1.0] * 7, [3, 6], [0, 0])])["relative"].tolist() == [1.0, 1.0]
+
+
+def test_the_mask_of_sequences_says_which_steps_are_valid() -> None:
+    sequence = {
+        "reward": np.zeros((3, 2), np.float32),
+        "mask": np.array([[True, True], [True, False], [False, False]]),
+        "state.h": np.ones((2, 4), np.float32),
+    }
+    batch = join([drawn([1.0, 1.0], [0, 1], [], **sequence), drawn([1.0, 1.0], [0, 1], [], **sequence)])
+    assert batch["valid"].tolist() == [[True] * 4, [True, False, True, False], [False] * 4]
+    assert batch["state.h"].shape == (4, 4)
+    assert batch["relative"].tolist() == [1.0] * 4
+
+
+def test_stored_columns_are_mixed_in_with_the_versions_they_were_acted_with() -> None:
+    stored = unroll(300, envs=3)
+    stored["versions"] = np.array([[1, 2, 3], [1, 2, 4]])
+    del stored["episode_returns"], stored["episode_lengths"]
+    batch = mix([unroll(100, envs=1)], [{**stored, "keys": np.zeros(3), "probabilities": np.zeros(3)}])
+    assert batch["reward"].tolist() == [[100, 300, 301, 302], [110, 310, 311, 312]]
+    assert batch["online"].tolist() == [True, False, False, False]
+    assert batch["versions"].tolist() == [[5, 1, 2, 3], [6, 1, 2, 4]]
+    assert "keys" not in batch
+
+
+def test_stacks_are_built_of_single_frames_with_zeros_before_an_episodes_first() -> None:
+    env = EnvSpec("x", (ArraySpec("obs", "|u1", (3, 1), stack=3),), ActionSpec("discrete", "<i8", (), n=(2,)))
+    frames = np.array([[0, 8], [0, 9], [1, 10], [2, 11], [3, 20], [4, 21]], np.uint8)[..., None]
+    first = np.array([[True, False], [False, False], [False, True], [False, False]])
+    batch = {"observation.obs": frames, "first": first}
+    stack(batch, env)
+    assert batch["observation.obs"][:, 0, :, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert batch["observation.obs"][:, 1, :, 0].tolist() == [[8, 9, 10], [9, 10, 11], [0, 0, 20], [0, 20, 21]]

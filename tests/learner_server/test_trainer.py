@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from common.config import validate
 from common.errors import ConfigError, ProtocolError
-from common.rl.algorithms.base import NonFiniteUpdate
-from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, make_version
+from common.rl.actor import Actor, pack_weights
+from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, PolicySpec, make_version
 from services.learner_server.checkpoint import Checkpoints
 from services.learner_server.trainer import Trainer
 
@@ -17,10 +20,42 @@ SPEC = EnvSpec("toy", (ArraySpec("obs", "<f4", (3,)),), ActionSpec("discrete", "
 T, B = 8, 4
 
 
+class Dial(Actor):
+    """One weight."""
+
+    spec = PolicySpec()
+    noise_size = 0
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.acting = {}
+        self.dial = torch.nn.Parameter(torch.full((1,), 3.0 + seed))
+
+
+class Careful:
+    """An algorithm that trains on transitions and explores."""
+
+    batches: ClassVar[Batches] = "transitions"
+
+    @staticmethod
+    def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> Actor:
+        return Dial(seed)
+
+    def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: Actor, seed: int) -> None:
+        self._boldness = float(algorithm["boldness"])
+
+    def acting(self, steps: int, progress: float) -> dict[str, float]:
+        return {"epsilon": steps * progress + self._boldness}
+
+
+def packed(trainer: Trainer) -> bytes:
+    return trainer.weights(0, 0.0).arrays["weights"].tobytes()
+
+
 def trainer(ordinal: int = 1, **overrides: Any) -> Trainer:
     tree: dict[str, Any] = {
-        "network": {"name": "mlp", "hidden": [8], "normalize_observations": True},
-        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2, "normalize_returns": True},
+        "network": {"name": "mlp", "hidden": [8], "normalize_observations": True, "popart": True},
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},
         "learner": {"lr": 1e-2},
     }
     return Trainer(validate({**tree, **overrides}), SPEC, ordinal)
@@ -53,22 +88,22 @@ def test_a_resumed_learner_fed_the_same_batches_computes_the_same_updates_bit_fo
     state = checkpoints.load_latest()
     assert state is not None
     resumed.load_state_dict(state)
-    assert resumed.weights().tobytes() == one.weights().tobytes()
+    assert packed(resumed) == packed(one)
     for seed in range(3, 6):
         ours, theirs = (t.update(batch(seed, t.version), progress=0.5) for t in (one, resumed))
         assert ours == theirs
-    assert resumed.weights().tobytes() == one.weights().tobytes()
+    assert packed(resumed) == packed(one)
     assert resumed.updates == 6
 
 
 def test_a_step_older_than_the_lag_allows_is_never_trained_on() -> None:
     learner = trainer()
-    before = learner.weights().tobytes()
+    before = packed(learner)
     late = batch(0, learner.version)
     late["versions"][3, 2] = make_version(0, 10**6)
     with pytest.raises(ProtocolError, match=r"life 0, update 1000000 came to life 1, update 0, .*max_policy_lag=0"):
         learner.update(late, progress=0.0)
-    assert learner.weights().tobytes() == before
+    assert packed(learner) == before
 
 
 def test_the_lag_of_a_batch_is_counted_in_versions() -> None:
@@ -85,18 +120,31 @@ def test_the_lag_of_a_batch_is_counted_in_versions() -> None:
 @pytest.mark.parametrize("name", ["observation.obs", "reward"])
 def test_what_is_not_finite_in_a_batch_changes_nothing(name: str) -> None:
     learner = trainer()
-    before = learner.weights().tobytes()
+    before = packed(learner)
     arrays = batch(0, learner.version)
     arrays[name][2, 1] = np.inf
     with pytest.raises(NonFiniteUpdate, match=f"{name} is not finite"):
         learner.update(arrays, progress=0.0)
-    assert (learner.weights().tobytes(), learner.updates) == (before, 0)
+    assert (packed(learner), learner.updates) == (before, 0)
 
 
 def test_a_table_that_an_algorithm_cannot_train_from_is_refused_at_start() -> None:
     ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000}}}
-    with pytest.raises(ConfigError, match=r"replay\.tables\.experience\.kind='uniform' .*ppo.*set it to fifo"):
+    with pytest.raises(ConfigError, match=r"replay\.tables\.experience\.kind='uniform' .*PPO.*set it to fifo"):
         trainer(replay=ring, learner={"batch": 8})
+    with pytest.raises(
+        ConfigError, match=r"kind='fifo' gives unrolls, Careful trains on transitions .set it to uniform or"
+    ):
+        trainer(algorithm={"name": f"{__name__}:Careful", "boldness": 1})
+
+
+def test_any_algorithm_makes_its_own_actor_and_says_what_acting_needs() -> None:
+    ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000}}}
+    section = {"name": f"{__name__}:Careful", "boldness": 0.5}
+    made = trainer(replay=ring, learner={"batch": 8}, algorithm=section)
+    assert isinstance(made.policy, Dial)
+    assert packed(made) == np.full(1, 4.0, np.float32).tobytes()
+    assert made.algorithm.acting(40, 0.25) == {"epsilon": 10.5}
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:

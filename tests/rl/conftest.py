@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.rl.actor import Actor, Seen
 from common.rl.noise import uniforms
-from common.rl.policy import Policy
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, prefixed
 
 Record = Callable[..., Arrays]
@@ -34,10 +34,11 @@ def _observe(spec: EnvSpec, rows: int, draw: np.random.Generator) -> Arrays:
     return observation
 
 
-def _record(policy: Policy, spec: EnvSpec, steps: int = 8, columns: int = 4, seed: int = 0) -> Arrays:
+def _record(policy: Actor, spec: EnvSpec, steps: int = 8, columns: int = 4, seed: int = 0) -> Arrays:
     draw = np.random.default_rng(seed)
     rows: list[Arrays] = []
     first = np.ones(columns, bool)
+    reward = reward_before = draw.normal(size=columns).astype(np.float32)
     state = {s.name: np.zeros((columns, *s.shape), s.dtype) for s in policy.spec.state}
     start = prefixed("state", state)
     for t in range(steps + 1):
@@ -46,18 +47,20 @@ def _record(policy: Policy, spec: EnvSpec, steps: int = 8, columns: int = 4, see
         seen = {name: torch.from_numpy(x) for name, x in observation.items()}
         with torch.inference_mode():
             ridden = {name: torch.from_numpy(x) for name, x in state.items()}
-            action, extras, following = policy.act(seen, torch.from_numpy(first), ridden, u)
-        state = {name: x.numpy() for name, x in following.items()}
+            begins, gained = torch.from_numpy(first), torch.from_numpy(reward)
+            acted = policy.act(Seen(seen, begins, gained, ridden, u, torch.arange(columns)))
+        state = {name: x.numpy() for name, x in acted.state.items()}
+        reward = draw.normal(size=columns).astype(np.float32)
         terminated, truncated = draw.random((2, columns)) < 0.1
         rows.append(
             {
                 **prefixed("observation", observation),
                 "first": first,
-                "action": action.numpy(),
-                "reward": draw.normal(size=columns).astype(np.float32),
+                "action": acted.action.numpy(),
+                "reward": reward,
                 "terminated": terminated,
                 "truncated": truncated & ~terminated,
-                **prefixed("extras", {name: x.numpy() for name, x in extras.items()}),
+                **prefixed("extras", {name: x.numpy() for name, x in acted.extras.items()}),
             }
         )
         first = terminated | truncated
@@ -66,7 +69,7 @@ def _record(policy: Policy, spec: EnvSpec, steps: int = 8, columns: int = 4, see
     arrays = {name: x if name.startswith(ahead) else x[:-1] for name, x in arrays.items()}
     final_index = np.flatnonzero(arrays["truncated"]).astype(np.int32)
     final = prefixed("final", _observe(spec, final_index.size, draw))
-    return {**arrays, **start, **final, "final_index": final_index}
+    return {**arrays, **start, **final, "final_index": final_index, "reward_before": reward_before}
 
 
 @pytest.fixture

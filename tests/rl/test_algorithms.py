@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from common.errors import ConfigError
+from common.rl.actor import pack_weights
 from common.rl.algorithms.base import Algorithm, FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.batch import to_batch
-from common.rl.policy import Policy, build_policy, pack_weights
+from common.rl.policy import Policy, build_policy
 from common.rl.registry import algorithm_class
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 
@@ -22,8 +23,8 @@ VECTOR = ArraySpec("obs", "<f4", (4,))
 KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
     "mlp": ({}, EnvSpec("a", (VECTOR,), DISCRETE)),
     "shared": ({"shared": True, "activation": "relu"}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "lstm": ({"lstm": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "normalized": ({"normalize_observations": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "lstm": ({"lstm": 8, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "normalized": ({"normalize_observations": True, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
     "scalar": ({}, EnvSpec("a", (ArraySpec("obs", "<i8", ()),), DISCRETE)),
     "nature_cnn": (
         {"name": "nature_cnn", "shared": True},
@@ -37,13 +38,28 @@ KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
     "multi_discrete": ({}, EnvSpec("a", (VECTOR,), ActionSpec("multi_discrete", "<i8", (2,), (3, 2)))),
     "box": ({}, EnvSpec("a", (VECTOR,), ActionSpec("box", "<f4", (2,), low=(-1.0, -1.0), high=(1.0, 1.0)))),
 }
-SMALL: dict[str, dict[str, Any]] = {"ppo": {"epochs": 2, "minibatches": 2}, "a2c": {}}
+PASSES = {"epochs": 2, "minibatches": 2}
+SMALL: dict[str, dict[str, Any]] = {"ppo": PASSES, "appo": PASSES, "a2c": {}, "impala": {}, "laser": {}}
+# Settings that add state of their own, or another way through the update.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in SMALL},
+    "ppo steered": ("ppo", {"adaptive_kl": 1e-9, "value_clip": 0.2}),
+    "truly ppo": ("ppo", {"rollback": {}}),
+    "appo vtrace": ("appo", {"vtrace": True}),
+    "impala summed": ("impala", {"sum_over_batch": True, "reward_clip": "soft_asymmetric"}),
+    "a2c curious": ("a2c", {"curiosity": {"hidden": 16}}),
+    "ppo curious": ("ppo", {"curiosity": {"hidden": 16}, "reward_clip": "abs_one"}),
+    "laser curious": ("laser", {"curiosity": {"hidden": 16}}),
+}
 
 
-def build(name: str, kind: str = "mlp", **algorithm: Any) -> tuple[Policy, Algorithm]:
+def build(variant: str, kind: str = "mlp", **algorithm: Any) -> tuple[Policy, Algorithm]:
     network, spec = KINDS[kind]
-    policy = build_policy(network, spec, 0)
-    return policy, algorithm_class(name)({**SMALL[name], **algorithm}, OptimizerConfig(), policy, 0)
+    name, special = VARIANTS[variant]
+    options = {**SMALL[name], **special, **algorithm}
+    policy = algorithm_class(name).make_actor(options, network, spec, 0)
+    assert isinstance(policy, Policy)
+    return policy, algorithm_class(name)(options, OptimizerConfig(), policy, 0)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -70,15 +86,15 @@ def through_json(state: Any) -> Any:
     return json.loads(json.dumps(state))
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("name", sorted(VARIANTS))
 @pytest.mark.parametrize("kind", ["normalized", "lstm"])
 def test_a_resumed_learner_computes_the_same_updates_bit_for_bit(name: str, kind: str, record: Record) -> None:
-    policy, algorithm = build(name, kind, normalize_returns=True)
+    policy, algorithm = build(name, kind)
     batches = [record(policy, KINDS[kind][1], seed=seed) for seed in range(4)]
     for arrays in batches[:2]:
         algorithm.learn(to_batch(arrays, CPU), 0.1)
     saved, weights = through_json(algorithm.state_dict()), {k: x.clone() for k, x in policy.state_dict().items()}
-    other, resumed = build(name, kind, normalize_returns=True)
+    other, resumed = build(name, kind)
     other.load_state_dict(weights)
     resumed.load_state_dict(saved)
     for arrays in batches[2:]:
@@ -86,10 +102,10 @@ def test_a_resumed_learner_computes_the_same_updates_bit_for_bit(name: str, kind
         np.testing.assert_array_equal(pack_weights(policy), pack_weights(other))
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("name", sorted(VARIANTS))
 @pytest.mark.parametrize("array", ["reward", "observation.obs"])
 def test_an_update_that_is_not_finite_changes_nothing(name: str, array: str, record: Record) -> None:
-    policy, algorithm = build(name, "normalized", normalize_returns=True)
+    policy, algorithm = build(name, "normalized")
     good = record(policy, KINDS["normalized"][1])
     algorithm.learn(to_batch(good, CPU), 0.0)
     weights, state = pack_weights(policy), algorithm.state_dict()

@@ -61,3 +61,48 @@ def test_a_missing_array_is_named(arrays: Arrays) -> None:
     del arrays["truncated"]
     with pytest.raises(ProtocolError, match="no 'truncated'"):
         to_batch(arrays, CPU)
+
+
+def test_what_did_not_come_is_none_and_what_did_is_there(arrays: Arrays) -> None:
+    batch = to_batch(arrays, CPU)
+    assert (batch.reward_before, batch.versions) == (None, None)
+    more = {"reward_before": np.array([1, 2], np.float32), "versions": np.full((3, 2), 7)}
+    batch = to_batch({**arrays, **more}, CPU)
+    assert batch.reward_before is not None
+    assert batch.versions is not None
+    assert batch.reward_before.tolist() == [1.0, 2.0]
+    assert batch.versions.tolist() == [[7, 7]] * 3
+
+
+def test_columns_keep_their_final_observations_and_leave_those_of_others(arrays: Arrays) -> None:
+    more = {
+        "valid": np.array([[True, False]] * 3),
+        "final_index": np.array([1, 2, 5], np.int32),
+        "final.obs": np.arange(15, dtype=np.float32).reshape(3, 5),
+        "state.h": np.array([[1.0], [2.0]], np.float32),
+        "reward_before": np.array([1, 2], np.float32),
+        "versions": np.array([[1, 2]] * 3),
+    }
+    batch = to_batch({**arrays, **more}, CPU)
+    turned = batch.columns(torch.tensor([1, 0]))
+    assert turned.reward.tolist() == [[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]]
+    assert turned.observation["obs"].shape == (4, 2, 5)
+    assert turned.valid is not None
+    assert turned.valid.tolist() == [[False, True]] * 3
+    assert turned.state["h"].tolist() == [[2.0], [1.0]]
+    assert turned.reward_before is not None
+    assert turned.reward_before.tolist() == [2.0, 1.0]
+    assert turned.final_index is not None
+    # Steps (0, 1), (1, 0) and (2, 1) are now (0, 0), (1, 1) and (2, 0).
+    assert turned.final_index.tolist() == [0, 3, 4]
+    first = batch.columns(torch.tensor([0]))
+    assert first.final_index is not None
+    assert (first.final_index.tolist(), first.final["obs"].tolist()) == ([1], [[5, 6, 7, 8, 9]])
+    assert first.versions is not None
+    assert first.versions.tolist() == [[1], [1], [1]]
+
+
+def test_columns_without_a_final_observation_have_none(arrays: Arrays) -> None:
+    batch = to_batch({**arrays, "final_index": np.array([3], np.int32), "final.obs": np.ones((1, 5))}, CPU)
+    assert batch.columns(torch.tensor([0])).final_index is None
+    assert batch.columns(torch.tensor([0])).final == {}

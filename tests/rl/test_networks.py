@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.errors import ConfigError
-from common.rl.networks import LSTM, Inputs, Trunk, read_network
+from common.rl.networks import Inputs, Trunk, read_network
 from common.types import ArraySpec
 
 
@@ -27,6 +27,10 @@ class Doubling(nn.Module):
         ({"activation": "gelu"}, ("network.activation", "gelu", "tanh", "relu")),
         ({"name": "natur_cnn"}, ("network.name", "natur_cnn", "did you mean nature_cnn?")),
         ({"hidden": [64, 0]}, ("network.hidden.1", "0")),
+        ({"lstm": 8, "gru": 4}, ("network.lstm=8", "network.gru=4", "set one of them to 0")),
+        ({"encoders": {"a": {"name": "ml"}}}, ("network.encoders.a.name", "'ml'", "did you mean mlp?")),
+        ({"encoders": {"a": {"lstm": 3}}}, ("network.encoders.a.lstm", "3")),
+        ({"distribution": "gauss"}, ("network.distribution", "gauss", "tanh_normal")),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value_and_what_is_allowed(values: dict[str, Any], words: tuple[str]) -> None:
@@ -43,6 +47,9 @@ def test_a_bad_setting_is_named_with_its_value_and_what_is_allowed(values: dict[
         ("nature_cnn", ArraySpec("obs", "|u1", (4, 84, 84)), 512),
         ("nature_cnn", ArraySpec("obs", "|u1", (84, 84, 4)), 512),
         ("minatar_cnn", ArraySpec("obs", "|b1", (10, 10, 4)), 128),
+        ("impala_resnet", ArraySpec("obs", "|u1", (4, 84, 84)), 256),
+        ("impala_resnet", ArraySpec("obs", "|u1", (10, 10, 3)), 256),
+        ("shallow_cnn", ArraySpec("obs", "|u1", (84, 84, 4)), 256),
         ("nature_cnn", ArraySpec("obs", "<f4", (5,)), 64),
     ],
 )
@@ -84,32 +91,35 @@ def test_a_module_that_cannot_be_loaded_is_a_config_error() -> None:
         Trunk(Inputs((ArraySpec("obs", "<f4", (2,)),), config), config)
 
 
-def test_an_lstm_unrolled_is_the_same_as_stepped_and_forgets_where_an_episode_begins() -> None:
-    torch.manual_seed(0)
-    lstm = LSTM(3, 5)
-    features, first = torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
-    first[3, 1] = True
-    h0, c0 = torch.randn(2, 2, 5)
-    hs, cs = lstm.unroll(features, first, h0, c0)
-    h, c = h0, c0
-    for t in range(6):
-        h, c = lstm.step(features[t], first[t], h, c)
-        torch.testing.assert_close(hs[t], h)
-        torch.testing.assert_close(cs[t], c)
-    fresh, _ = lstm.step(features[3], None, torch.zeros(2, 5), torch.zeros(2, 5))
-    torch.testing.assert_close(hs[3, 1], fresh[1])
-    assert not torch.allclose(hs[3, 0], fresh[0])
+def test_an_observation_may_have_an_encoder_of_its_own() -> None:
+    specs = (ArraySpec("a", "<f4", (2,)), ArraySpec("goal", "<f4", (3,)), ArraySpec("b", "<f4", (1,)))
+    config = read_network({"encoders": {"goal": {"hidden": [5]}}, "hidden": [7]})
+    inputs = Inputs(specs, config)
+    joined, goal = inputs({"a": torch.ones(1, 2), "goal": torch.full((1, 3), 4.0), "b": torch.full((1, 1), 2.0)})
+    assert joined.tolist() == [[1.0, 1.0, 2.0]]
+    assert goal.tolist() == [[4.0, 4.0, 4.0]]
+    assert Trunk(inputs, config)([joined, goal]).shape == (1, 12)
 
 
-def test_an_lstm_agrees_with_torchs_own() -> None:
-    torch.manual_seed(0)
-    lstm, reference = LSTM(3, 5), nn.LSTMCell(3, 5)
-    order = torch.cat([torch.arange(10), torch.arange(15, 20), torch.arange(10, 15)])  # i f o g from i f g o
-    with torch.no_grad():
-        reference.bias_hh.zero_()
-        lstm.input.weight.copy_(reference.weight_ih[order])
-        lstm.input.bias.copy_(reference.bias_ih[order])
-        lstm.recurrent.weight.copy_(reference.weight_hh[order])
-    x, h, c = torch.randn(4, 3), torch.randn(4, 5), torch.randn(4, 5)
-    for mine, theirs in zip(lstm.step(x, None, h, c), reference(x, (h, c)), strict=True):
-        torch.testing.assert_close(mine, theirs)
+def test_an_image_may_go_through_the_mlp_and_another_through_a_convolution() -> None:
+    specs = (ArraySpec("map", "|b1", (10, 10, 4)), ArraySpec("pixels", "|u1", (36, 36, 3)))
+    config = read_network({"name": "nature_cnn", "encoders": {"map": {"name": "minatar_cnn"}}})
+    inputs = Inputs(specs, config)
+    images = inputs({s.name: torch.zeros(2, *s.shape, dtype=torch.bool) for s in specs})
+    assert Trunk(inputs, config)(images).shape == (2, 128 + 512)
+    flat = read_network({"name": "nature_cnn", "encoders": {"map": {"name": "mlp"}}})
+    assert Inputs(specs, flat).width == 400
+
+
+def test_a_convolution_named_for_what_is_no_image_is_refused() -> None:
+    config = read_network({"encoders": {"obs": {"name": "minatar_cnn"}}})
+    with pytest.raises(ConfigError, match=r"network\.encoders\.obs\.name='minatar_cnn': \(4,\) <f4 is no image"):
+        Inputs((ArraySpec("obs", "<f4", (4,)),), config)
+
+
+def test_normalised_observations_reach_every_flat_encoder() -> None:
+    specs = (ArraySpec("a", "<f4", (1,)), ArraySpec("goal", "<f4", (1,)))
+    inputs = Inputs(specs, read_network({"encoders": {"goal": {}}, "normalize_observations": True}))
+    inputs.fold({"a": torch.tensor([[0.0], [2.0]]), "goal": torch.tensor([[10.0], [30.0]])})
+    a, goal = inputs({"a": torch.tensor([[2.0]]), "goal": torch.tensor([[10.0]])})
+    assert (a.item(), goal.item()) == (pytest.approx(1.0), pytest.approx(-1.0))

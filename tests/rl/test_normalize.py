@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from common.rl.ops.normalize import Moments, ObservationNormalizer, RewardScaler
+from common.rl.ops.normalize import Moments, ObservationNormalizer, PopArt
 
 
 def test_moments_merged_in_batches_are_those_of_all_values() -> None:
@@ -39,37 +39,47 @@ def test_a_loaded_normaliser_uses_the_loaded_statistics() -> None:
     assert fresh(torch.tensor([[5.0]])).item() == pytest.approx(1.0)
 
 
-def test_rewards_are_divided_by_the_std_of_running_returns() -> None:
-    scaler = RewardScaler(0.5, torch.device("cpu"))
-    reward = torch.tensor([[1.0], [1.0], [4.0]])
-    end = torch.tensor([[False], [True], [False]])
-    # running returns 1, 1.5, 4: mean 13/6
-    std = math.sqrt((1.0 + 2.25 + 16.0) / 3 - (13 / 6) ** 2)
-    assert scaler.scale(reward, end, None)[:, 0].tolist() == pytest.approx([1 / std, 1 / std, 4 / std])
+def head(weight: float, bias: float) -> torch.nn.Linear:
+    linear = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        linear.weight.fill_(weight)
+        linear.bias.fill_(bias)
+    return linear
 
 
-def test_running_returns_go_on_in_the_next_batch_and_survive_a_resume() -> None:
-    scaler, resumed = RewardScaler(0.5, torch.device("cpu")), RewardScaler(0.5, torch.device("cpu"))
-    one, going = torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.bool)
-    scaler.scale(one, going, None)
-    resumed.load_state_dict(scaler.state_dict())
-    # returns 1, 1 and then 1.5, 1.5: variance 1/16
-    for one_of_them in (scaler, resumed):
-        assert one_of_them.scale(one, going, None).tolist() == [[pytest.approx(4.0), pytest.approx(4.0)]]
+def test_popart_gives_targets_their_mean_and_std() -> None:
+    popart = PopArt()
+    popart.fold(torch.tensor([[1.0, 5.0]]), None, head(1.0, 0.0))
+    # mean 3, std 2
+    assert popart.normalized(torch.tensor([1.0, 3.0, 7.0])).tolist() == pytest.approx([-1.0, 0.0, 2.0])
+    assert popart.raw(torch.tensor([-1.0, 0.0, 2.0])).tolist() == pytest.approx([1.0, 3.0, 7.0])
+    popart.fold(torch.tensor([[11.0]]), None, head(1.0, 0.0))
+    # the second update weighs 4/5: mean 9.4, mean square 13/5 + 121·4/5
+    assert popart.normalized(torch.tensor(9.4 + math.sqrt(99.4 - 9.4**2))).item() == pytest.approx(1.0)
 
 
-def test_columns_may_come_and_go_between_batches() -> None:
-    scaler = RewardScaler(0.5, torch.device("cpu"))
-    for columns in (2, 3, 1):
-        reward = torch.ones(4, columns)
-        assert scaler.scale(reward, torch.zeros(4, columns, dtype=torch.bool), None).isfinite().all()
-    assert scaler.state_dict()["returns"].shape == (1,)
-    assert scaler.state_dict()["count"].item() == 24
+def test_popart_keeps_what_the_head_says() -> None:
+    popart, value = PopArt(), head(0.7, -0.3)
+    x = torch.tensor([[-2.0], [0.5], [3.0]])
+    for targets in ([[1.0, 5.0]], [[400.0, -200.0]], [[0.1, 0.2]]):
+        before = popart.raw(value(x))
+        popart.fold(torch.tensor(targets), None, value)
+        torch.testing.assert_close(popart.raw(value(x)), before, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(value(x), before)
 
 
-def test_invalid_steps_leave_the_statistics_alone() -> None:
-    scaler = RewardScaler(0.5, torch.device("cpu"))
-    valid = torch.tensor([[True], [False]])
-    scaler.scale(torch.tensor([[1.0], [99.0]]), torch.tensor([[True], [False]]), valid)
-    assert scaler.state_dict()["count"].item() == 1
-    assert scaler.state_dict()["mean"].item() == 1.0
+def test_popart_takes_no_notice_of_which_column_a_target_is_in() -> None:
+    one, other = PopArt(), PopArt()
+    targets = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    one.fold(targets, None, head(1.0, 0.0))
+    other.fold(targets[:, torch.tensor([3, 0, 5, 1, 4, 2])], None, head(1.0, 0.0))
+    torch.testing.assert_close(one.state_dict(), other.state_dict())
+
+
+def test_popart_leaves_out_what_does_not_count() -> None:
+    popart, value = PopArt(), head(1.0, 0.0)
+    popart.fold(torch.tensor([[math.inf, 2.0]]), torch.tensor([[False, False]]), value)
+    assert (value.weight.item(), popart.updates.item()) == (1.0, 0.0)
+    popart.fold(torch.tensor([[1.0, math.nan, 5.0]]), torch.tensor([[True, False, True]]), value)
+    assert popart.mean.item() == 3.0
+    assert value.weight.item() == pytest.approx(0.5)

@@ -1,128 +1,323 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from common.errors import ProtocolError
-from common.rl.batch import to_batch
-from common.rl.policy import build_policy, pack_weights, unpack_weights, weights_layout
+from common.errors import ConfigError
+from common.rl.actor import Acted, Seen, pack_weights, unpack_weights, weights_layout
+from common.rl.batch import Batch, to_batch
+from common.rl.distributions import Categorical
+from common.rl.policy import Policy, build_policy
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 
 CPU = torch.device("cpu")
 Record = Callable[..., Arrays]
+VECTOR = ArraySpec("obs", "<f4", (4,))
+DISCRETE = ActionSpec("discrete", "<i8", (), (3,))
+BOX = ActionSpec("box", "<f4", (2,), low=(-1.0, -2.0), high=(1.0, 4.0))
+SWITCHES = ActionSpec("multi_binary", "<i8", (2,), (2, 2))
+MULTI = ActionSpec("multi_discrete", "<i8", (1, 2), (3, 2))
+MIXED = ActionSpec("tuple", "<f8", (6,), parts=(DISCRETE, BOX, SWITCHES, replace(DISCRETE, n=(2,))))
+CHOICES = ActionSpec("tuple", "<i8", (3,), parts=(MULTI, DISCRETE))
+MASK = ArraySpec("mask", "|b1", (3,))
+PIXELS = ArraySpec("pixels", "|u1", (36, 36, 2))
+KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
+    "mlp": ({}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "shared": ({"shared": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "normalized": ({"normalize_observations": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "lstm": ({"lstm": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "gru": ({"gru": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "impala": (
+        {"name": "impala_resnet", "lstm": 8, "last_action": True, "last_reward": True},
+        EnvSpec("a", (ArraySpec("pixels", "|u1", (2, 12, 12)),), DISCRETE),
+    ),
+    "told": ({"last_action": True, "last_reward": True}, EnvSpec("a", (VECTOR,), MULTI)),
+    "told box": ({"last_action": True, "gru": 4}, EnvSpec("a", (VECTOR,), BOX)),
+    "told mixed": ({"last_action": True}, EnvSpec("a", (VECTOR,), MIXED)),
+    "masked": ({"action_mask": "mask"}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
+    "masked lstm": ({"action_mask": "mask", "lstm": 4}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
+    "masked parts": (
+        {"action_mask": "mask"},
+        EnvSpec("a", (VECTOR, ArraySpec("mask", "|b1", (7,))), MIXED),
+    ),
+    "multi_discrete": ({}, EnvSpec("a", (VECTOR,), MULTI)),
+    "multi_binary": ({}, EnvSpec("a", (VECTOR,), SWITCHES)),
+    "choices": ({}, EnvSpec("a", (VECTOR,), CHOICES)),
+    "mixed": ({}, EnvSpec("a", (VECTOR,), MIXED)),
+    "mixed beta": ({"distribution": "beta"}, EnvSpec("a", (VECTOR,), MIXED)),
+    "normal": ({}, EnvSpec("a", (VECTOR,), BOX)),
+    "normal state": ({"sigma": "state", "log_std_init": -1.0}, EnvSpec("a", (VECTOR,), BOX)),
+    "tanh": ({"distribution": "tanh_normal"}, EnvSpec("a", (VECTOR,), BOX)),
+    "tanh state": ({"distribution": "tanh_normal", "sigma": "state"}, EnvSpec("a", (VECTOR,), BOX)),
+    "beta": ({"distribution": "beta"}, EnvSpec("a", (VECTOR,), BOX)),
+    "popart": ({"popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "encoders": (
+        {"name": "nature_cnn", "encoders": {"goal": {"hidden": [8]}}, "shared": True},
+        EnvSpec("a", (PIXELS, VECTOR, ArraySpec("goal", "<i4", (3,)), ArraySpec("n", "<i4", ())), DISCRETE),
+    ),
+}
+kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
-@pytest.mark.parametrize("network", [{}, {"shared": True}, {"lstm": 8}, {"normalize_observations": True}])
-def test_the_learner_sees_the_log_probabilities_of_the_behaviour(
-    network: dict[str, object], cartpole: EnvSpec, record: Record
-) -> None:
-    policy = build_policy(network, cartpole, 0)
-    policy.fold({"obs": torch.randn(100, 4) * 3})
-    batch = to_batch(record(policy, cartpole, 12, 5), CPU)
-    outputs = policy.unroll(batch.observation, batch.first, batch.state)
-    torch.testing.assert_close(outputs.distribution.log_prob(batch.action), batch.extras["log_prob"])
+def built(kind: str, seed: int = 0, parameters: bool = False) -> Policy:
+    network, env = KINDS[kind]
+    return build_policy(network, env, seed, parameters)
+
+
+def recorded(policy: Policy, record: Record, steps: int = 12, columns: int = 5) -> Batch:
+    return to_batch(record(policy, policy.env, steps, columns), CPU)
+
+
+def seen(policy: Policy, observation: dict[str, torch.Tensor], u: torch.Tensor) -> Seen:
+    n = u.shape[0]
+    state = {s.name: torch.from_numpy(np.zeros((n, *s.shape), s.dtype)) for s in policy.spec.state}
+    return Seen(observation, torch.zeros(n, dtype=torch.bool), torch.zeros(n), state, u, torch.arange(n))
+
+
+def acted(policy: Policy, observation: dict[str, torch.Tensor], u: torch.Tensor, greedy: bool = False) -> Acted:
+    return policy.act(seen(policy, observation, u), greedy)
+
+
+@kinds
+def test_the_learner_sees_the_log_probabilities_of_the_behaviour(kind: str, record: Record) -> None:
+    policy = built(kind)
+    batch = recorded(policy, record)
+    policy.fold(batch)
+    batch = recorded(policy, record)
+    outputs = policy.unroll(batch)
+    torch.testing.assert_close(
+        outputs.distribution.log_prob(batch.action), batch.extras["log_prob"], atol=2e-6, rtol=1e-6
+    )
     assert outputs.values.shape == (13, 5)
+    assert outputs.distribution.entropy().isfinite().all()
 
 
-def test_the_spec_names_extras_and_recurrent_state(cartpole: EnvSpec) -> None:
-    assert build_policy({}, cartpole, 0).spec.state == ()
-    spec = build_policy({"lstm": 8}, cartpole, 0).spec
-    assert spec.extras == (ArraySpec("log_prob", "<f4", ()),)
-    assert spec.state == (ArraySpec("h", "<f4", (8,)), ArraySpec("c", "<f4", (8,)))
+@kinds
+def test_the_behaviours_distribution_comes_back_from_its_parameters(kind: str, record: Record) -> None:
+    policy = built(kind, parameters=True)
+    batch = recorded(policy, record)
+    behaviour = policy.behaviour(batch.extras)
+    torch.testing.assert_close(behaviour.log_prob(batch.action), batch.extras["log_prob"], atol=2e-6, rtol=1e-6)
+    kl = behaviour.kl(policy.unroll(batch).distribution)
+    torch.testing.assert_close(kl, torch.zeros(12, 5), atol=2e-6, rtol=0)
 
 
-def test_greedy_acting_takes_the_mode_whatever_the_noise(cartpole: EnvSpec) -> None:
-    policy = build_policy({}, cartpole, 0)
-    observation, first = {"obs": torch.randn(50, 4)}, torch.zeros(50, dtype=torch.bool)
-    actions = {u: policy.act(observation, first, {}, torch.full((50, 1), u), greedy=True)[0] for u in (0.01, 0.99)}
-    assert torch.equal(actions[0.01], actions[0.99])
-    assert actions[0.01].unique().numel() == 2
-    sampled = policy.act(observation, first, {}, torch.full((50, 1), 0.01))[0]
-    assert sampled.unique().tolist() == [0]
+@kinds
+def test_columns_are_worth_the_same_alone(kind: str, record: Record) -> None:
+    policy = built(kind)
+    batch = recorded(policy, record)
+    index = torch.tensor([3, 0])
+    part, whole = policy.unroll(batch.columns(index)), policy.unroll(batch)
+    torch.testing.assert_close(part.values, whole.values[:, index], atol=1e-6, rtol=1e-5)
 
 
-def test_acting_does_not_run_a_separate_critic(cartpole: EnvSpec) -> None:
-    policy = build_policy({}, cartpole, 0)
-    policy.critic = None
-    action, _, _ = policy.act({"obs": torch.randn(2, 4)}, torch.ones(2, dtype=torch.bool), {}, torch.rand(2, 1))
-    assert action.shape == (2,)
+@pytest.mark.parametrize("kind", ["mlp", "told", "told mixed", "masked", "masked parts", "encoders", "popart"])
+def test_shuffled_rows_are_worth_what_they_are_in_their_unroll(kind: str, record: Record) -> None:
+    policy = built(kind)
+    batch = recorded(policy, record)
+    outputs = policy.unroll(batch)
+    chosen = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:20]
+    rows = {name: x[:-1].flatten(0, 1)[chosen] for name, x in policy.rows(batch).items()}
+    distribution, values = policy.evaluate(rows)
+    torch.testing.assert_close(values, outputs.values[:-1].flatten()[chosen])
+    action, log_prob = batch.action.flatten(0, 1)[chosen], batch.extras["log_prob"].flatten()[chosen]
+    torch.testing.assert_close(distribution.log_prob(action), log_prob, atol=2e-6, rtol=1e-6)
 
 
-def test_the_same_seed_builds_the_same_weights_and_leaves_the_global_generator_alone(cartpole: EnvSpec) -> None:
+@kinds
+def test_packed_weights_make_another_policy_the_same(kind: str, record: Record) -> None:
+    trained, other = built(kind), built(kind, seed=1)
+    batch = recorded(trained, record, 3, 4)
+    trained.fold(batch)
+    trained.fold_targets(batch.reward * 5 + 3, None)
+    buffer = pack_weights(trained)
+    buffer.flags.writeable = False
+    assert weights_layout(trained) == weights_layout(other)
+    unpack_weights(other, buffer)
+    mine, theirs = trained.unroll(batch), other.unroll(batch)
+    torch.testing.assert_close(mine.values, theirs.values, rtol=0, atol=0)
+    ours = mine.distribution.log_prob(batch.action)
+    torch.testing.assert_close(ours, theirs.distribution.log_prob(batch.action), rtol=0, atol=0)
+
+
+@kinds
+def test_the_same_seed_builds_the_same_weights_and_leaves_the_global_generator_alone(kind: str) -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    weights = [pack_weights(build_policy({}, cartpole, seed)) for seed in (3, 3, 4)]
+    weights = [pack_weights(built(kind, seed)) for seed in (3, 3, 4)]
     assert torch.equal(torch.rand(1), expected)
     np.testing.assert_array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("network", [{"normalize_observations": True}, {"lstm": 8}])
-def test_packed_weights_make_another_policy_the_same(network: dict[str, object], cartpole: EnvSpec) -> None:
-    trained, other = build_policy(network, cartpole, 0), build_policy(network, cartpole, 1)
-    trained.fold({"obs": torch.randn(100, 4) * 5 + 2})
-    buffer = pack_weights(trained)
-    assert buffer.dtype == np.uint8
-    assert buffer.ndim == 1
-    buffer.flags.writeable = False
-    unpack_weights(other, buffer)
-    assert weights_layout(trained) == weights_layout(other)
-    np.testing.assert_array_equal(pack_weights(other), buffer)
-    state = {s.name: torch.zeros(9, *s.shape) for s in trained.spec.state}
-    call = ({"obs": torch.randn(9, 4)}, torch.ones(9, dtype=torch.bool), state, torch.rand(9, 1))
-    torch.testing.assert_close(trained.act(*call)[1], other.act(*call)[1], rtol=0, atol=0)
+@kinds
+def test_actions_have_the_shape_and_dtype_of_their_space(kind: str, record: Record) -> None:
+    policy = built(kind)
+    action = recorded(policy, record).action
+    assert tuple(action.shape[2:]) == policy.action.shape
+    assert action.numpy().dtype.str == policy.action.dtype
+    narrow = replace(policy.env, action=replace(policy.action, dtype="<f4"))
+    assert recorded(build_policy(KINDS[kind][0], narrow, 0), record).action.dtype == torch.float32
 
 
-def test_a_pack_is_a_copy_that_training_does_not_touch(cartpole: EnvSpec) -> None:
-    policy = build_policy({}, cartpole, 0)
-    buffer = pack_weights(policy)
-    before = buffer.copy()
-    with torch.no_grad():
-        policy.pi.weight.add_(1.0)
-    np.testing.assert_array_equal(buffer, before)
+def test_the_spec_names_extras_and_recurrent_state() -> None:
+    assert built("mlp").spec.state == ()
+    assert built("lstm").spec.extras == (ArraySpec("log_prob", "<f4", ()),)
+    assert built("lstm").spec.state == (ArraySpec("h", "<f4", (8,)), ArraySpec("c", "<f4", (8,)))
+    assert built("gru").spec.state == (ArraySpec("h", "<f4", (8,)),)
+    assert built("told").spec.state == (ArraySpec("last_action", "<i8", (1, 2)),)
+    extras = built("mixed", parameters=True).spec.extras
+    assert extras[1] == ArraySpec("parameters", "<f4", (3 + 4 + 2 + 2,))
 
 
-def test_weights_of_the_wrong_size_are_refused_naming_both(cartpole: EnvSpec) -> None:
-    policy = build_policy({}, cartpole, 0)
-    size = pack_weights(policy).nbytes
-    with pytest.raises(ProtocolError, match=rf"{size - 4} bytes .* {size} bytes"):
-        unpack_weights(policy, np.zeros(size - 4, np.uint8))
+def test_greedy_acting_takes_the_mode_whatever_the_noise() -> None:
+    policy, observation = built("mlp"), {"obs": torch.randn(50, 4)}
+    low, high = (acted(policy, observation, torch.full((50, 1), u), greedy=True).action for u in (0.01, 0.99))
+    assert torch.equal(low, high)
+    assert len(set(low.tolist())) > 1
+    assert set(acted(policy, observation, torch.full((50, 1), 0.01)).action.tolist()) == {0}
 
 
-def test_the_layout_names_dtypes_and_shapes(cartpole: EnvSpec) -> None:
-    layout = weights_layout(build_policy({"hidden": [3], "shared": True}, cartpole, 0))
-    assert ["pi.weight", "float32", [2, 3]] in layout
-    assert ["v.bias", "float32", [1]] in layout
+def test_acting_does_not_run_a_separate_critic() -> None:
+    policy = built("mlp")
+    policy.critic = None
+    assert acted(policy, {"obs": torch.randn(2, 4)}, torch.rand(2, 1)).action.shape == (2,)
 
 
-def test_values_of_final_observations_continue_the_state_of_their_column(cartpole: EnvSpec, record: Record) -> None:
-    policy = build_policy({"lstm": 8}, cartpole, 0)
-    arrays = record(policy, cartpole, 6, 3, seed=2)
+@pytest.mark.parametrize("kind", ["lstm", "gru", "told box"])
+def test_values_of_final_observations_continue_the_state_of_their_column(kind: str, record: Record) -> None:
+    policy = built(kind)
+    arrays = record(policy, policy.env, 6, 3, seed=2)
     arrays["first"][1:] = False
-    batch = to_batch(arrays, CPU)
-    outputs = policy.unroll(batch.observation, batch.first, batch.state)
     # The next row's own observation, seen as a true last one, must be worth what the unroll says.
-    index = torch.tensor([0 * 3 + 2, 4 * 3 + 1])
-    final = {"obs": torch.stack([batch.observation["obs"][1, 2], batch.observation["obs"][5, 1]])}
-    expected = torch.stack([outputs.values[1, 2], outputs.values[5, 1]])
-    torch.testing.assert_close(policy.values_of_final(outputs, final, index), expected)
+    rows = [(0, 2), (4, 1)]
+    arrays["final_index"] = np.array([t * 3 + b for t, b in rows], np.int32)
+    arrays["final.obs"] = np.stack([arrays["observation.obs"][t + 1, b] for t, b in rows])
+    batch = to_batch(arrays, CPU)
+    outputs = policy.unroll(batch)
+    expected = torch.stack([outputs.values[t + 1, b] for t, b in rows])
+    torch.testing.assert_close(policy.values_of_final(outputs, batch), expected)
+    part = batch.columns(torch.tensor([1, 0]))
+    torch.testing.assert_close(policy.values_of_final(policy.unroll(part), part), expected[1:])
 
 
-def test_box_actions_keep_shape_and_dtype_and_are_not_clipped() -> None:
-    action = ActionSpec("box", "<f4", (2, 1), low=(-1e-3,) * 2, high=(1e-3,) * 2)
-    policy = build_policy({}, EnvSpec("Box", (ArraySpec("obs", "<f4", (3,)),), action), 0)
-    chosen, extras, _ = policy.act({"obs": torch.zeros(4, 3)}, torch.ones(4, dtype=torch.bool), {}, torch.rand(4, 2))
-    assert chosen.shape == (4, 2, 1)
-    assert chosen.dtype == torch.float32
-    assert chosen.abs().max() > 1e-2
-    assert extras["log_prob"].shape == (4,)
+def test_a_batch_without_final_observations_has_no_values_of_them(record: Record) -> None:
+    policy = built("mlp")
+    arrays = record(policy, policy.env, 2, 1)
+    batch = to_batch({**arrays, "final_index": np.zeros(0, np.int32)}, CPU)
+    assert policy.values_of_final(policy.unroll(batch), batch) is None
 
 
-def test_the_action_has_the_dtype_of_its_space(cartpole: EnvSpec) -> None:
-    narrow = replace(cartpole, action=replace(cartpole.action, dtype="<i4"))
-    policy = build_policy({}, narrow, 0)
-    action, _, _ = policy.act({"obs": torch.zeros(2, 4)}, torch.ones(2, dtype=torch.bool), {}, torch.rand(2, 1))
-    assert action.dtype == torch.int32
+def test_normal_actions_are_not_clipped_and_bounded_ones_keep_within() -> None:
+    u = torch.linspace(0.001, 0.999, 400).reshape(200, 2)
+    observation = {"obs": torch.randn(200, 4)}
+    wide = acted(built("normal"), observation, u).action
+    assert wide[:, 0].abs().max() > 2.0
+    for kind in ("tanh", "tanh state", "beta"):
+        policy = built(kind)
+        u = torch.rand(200, policy.noise_size, generator=torch.Generator().manual_seed(0)).clamp(1e-6)
+        action = acted(policy, observation, u).action
+        assert (action >= torch.tensor([-1.0, -2.0])).all()
+        assert (action <= torch.tensor([1.0, 4.0])).all()
+        assert action[:, 1].max() > 2.5
+        assert action[:, 1].min() < -0.5
+
+
+def test_what_a_mask_forbids_is_never_chosen_and_has_probability_zero() -> None:
+    policy = built("masked")
+    with torch.no_grad():
+        policy.pi.bias.copy_(torch.tensor([0.0, 9.0, 8.0]))
+    mask = torch.tensor([[True, False, False], [True, False, True], [False, True, True], [False, False, False]])
+    observation = {"obs": torch.zeros(4, 4), "mask": mask}
+    for u in (2.0**-24, 0.5, 1.0 - 2.0**-24):
+        action = acted(policy, observation, torch.full((4, 1), u)).action
+        assert mask[:3].gather(1, action[:3, None]).all()
+    distribution, _ = policy.evaluate(observation)
+    assert isinstance(distribution, Categorical)
+    assert distribution.log_probs.exp()[:3][~mask[:3]].tolist() == [0.0] * 4
+    assert distribution.log_probs.exp()[3].tolist() == pytest.approx([1 / 3] * 3)
+    other, _ = policy.evaluate({**observation, "mask": torch.ones(4, 3, dtype=torch.bool)})
+    assert isinstance(other, Categorical)
+    for value in (distribution.entropy(), distribution.kl(distribution), distribution.kl(other)):
+        assert value.isfinite().all()
+        assert (value >= -1e-6).all()
+    (gradient,) = torch.autograd.grad(distribution.entropy().sum(), policy.pi.bias)
+    assert gradient.isfinite().all()
+
+
+def test_a_mask_is_no_input_of_the_network() -> None:
+    policy = built("masked")
+    assert policy.inputs.width == 4
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"action_mask": "mas"}, ("network.action_mask='mas'", "is no observation", "obs")),
+        ({"action_mask": "obs"}, ("network.action_mask='obs'", "shape (4,)", "3 choices")),
+        ({"encoders": {"obz": {}}}, ("network.encoders.obz", "did you mean obs?")),
+    ],
+)
+def test_a_setting_that_the_environment_refuses_is_named(network: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_policy(network, EnvSpec("a", (VECTOR, MASK), DISCRETE), 0)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_bounded_distributions_want_bounds() -> None:
+    free = replace(BOX, low=(-np.inf, -1.0))
+    with pytest.raises(ConfigError, match=r"network\.distribution='beta' wants finite bounds.*set it to normal"):
+        build_policy({"distribution": "beta"}, EnvSpec("a", (VECTOR,), free), 0)
+
+
+def test_a_bernoulli_mask_keeps_a_switch_off() -> None:
+    env = EnvSpec("a", (VECTOR, ArraySpec("mask", "|i1", (2,))), SWITCHES)
+    policy = build_policy({"action_mask": "mask"}, env, 0)
+    observation = {"obs": torch.zeros(1, 4), "mask": torch.tensor([[1, 0]], dtype=torch.int8)}
+    assert acted(policy, observation, torch.full((1, 2), 1e-6)).action.tolist() == [[1, 0]]
+
+
+def test_popart_leaves_values_as_they_are_and_learns_on_their_scale(record: Record) -> None:
+    policy = built("popart")
+    batch = recorded(policy, record)
+    before = policy.unroll(batch).values
+    target = batch.reward * 50.0 + 300.0
+    policy.fold_targets(target, None)
+    after = policy.unroll(batch).values
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-5)
+    scaled = policy.normalized(target)
+    assert scaled.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert scaled.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
+    plain = built("mlp")
+    plain.fold_targets(target, None)
+    assert plain.normalized(target) is target
+
+
+def test_only_a_simple_policy_is_plain() -> None:
+    assert [kind for kind in sorted(KINDS) if built(kind).plain] == ["mlp", "normal", "normalized", "popart", "shared"]
+    assert not built("mlp", parameters=True).plain
+
+
+def test_bfloat16_is_near_and_features_come_out_in_float32(record: Record) -> None:
+    env = EnvSpec("a", (PIXELS,), DISCRETE)
+    full, low = (build_policy({"name": "nature_cnn", "bf16": on}, env, 0) for on in (False, True))
+    batch = recorded(full, record, 3, 4)
+    exact, near = full.unroll(batch), low.unroll(batch)
+    assert near.values.dtype == torch.float32
+    assert not torch.equal(near.values, exact.values)
+    torch.testing.assert_close(near.values, exact.values, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(2, 36, 36), (36, 36, 2)])
+def test_the_memory_format_of_images_changes_nothing_but_speed(shape: tuple[int, ...], record: Record) -> None:
+    env = EnvSpec("a", (ArraySpec("pixels", "|u1", shape),), DISCRETE)
+    last, first = (build_policy({"name": "nature_cnn", "channels_last": on}, env, 0) for on in (True, False))
+    batch = recorded(last, record, 3, 4)
+    (image,) = last.inputs({name: x.flatten(0, 1) for name, x in batch.observation.items()})
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last.unroll(batch).values, first.unroll(batch).values, atol=1e-5, rtol=1e-4)

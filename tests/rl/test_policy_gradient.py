@@ -10,14 +10,36 @@ def test_the_clip_binds_only_where_moving_further_would_pay() -> None:
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1])
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
     # 1.2, -1.5, 0.5, -0.8, 2.2
-    assert losses.clipped_surrogate(ratio, advantage, 0.2, None).item() == pytest.approx(-1.6 / 5)
+    assert losses.clipped_surrogate(ratio, advantage, 0.8, 1.2, None).item() == pytest.approx(-1.6 / 5)
 
 
 def test_a_clipped_step_has_no_gradient() -> None:
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5], requires_grad=True)
-    loss = losses.clipped_surrogate(ratio, torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2, None)
+    loss = losses.clipped_surrogate(ratio, torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.8, 1.2, None)
     (gradient,) = torch.autograd.grad(loss, ratio)
     assert gradient.tolist() == [0.0, 0.25, -0.25, 0.0]
+
+
+def test_appos_range_lets_a_bad_action_fall_less_far_than_ppos() -> None:
+    ratio, advantage = torch.tensor([0.82]), torch.tensor([-1.0])
+    assert losses.clipped_surrogate(ratio, advantage, 0.8, 1.2, None).item() == pytest.approx(0.82)
+    assert losses.clipped_surrogate(ratio, advantage, 1 / 1.2, 1.2, None).item() == pytest.approx(1 / 1.2)
+
+
+def test_truly_ppo_pulls_back_only_what_left_the_region_and_gained_by_it() -> None:
+    ratio = torch.tensor([1.5, 1.5, 0.5, 1.5])
+    advantage = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    kl = torch.tensor([0.5, 0.5, 0.5, 0.1], requires_grad=True)
+    loss = losses.rollback_surrogate(ratio, advantage, kl, 0.2, 2.0, None)
+    # wA = 1.5, -1.5, -0.5, 1.5; the first and third less twice 0.3
+    assert loss.item() == pytest.approx(-(0.9 - 1.5 - 1.1 + 1.5) / 4)
+    (gradient,) = torch.autograd.grad(loss, kl)
+    assert gradient.tolist() == [0.5, 0.0, 0.5, 0.0]
+
+
+def test_a_sum_leaves_out_what_does_not_count() -> None:
+    assert losses.masked_sum(torch.tensor([1.0, math.inf, 3.0]), torch.tensor([True, False, True])).item() == 4.0
+    assert losses.masked_sum(torch.tensor([1.0, 2.0, 3.0]), None).item() == 6.0
 
 
 def test_masked_steps_do_not_count_even_when_they_are_not_finite() -> None:
@@ -45,8 +67,11 @@ def test_value_losses_on_literals() -> None:
 
 def test_diagnostics_on_literals() -> None:
     log_ratio = torch.tensor([0.0, math.log(2.0)])
-    assert losses.approximate_kl(log_ratio).item() == pytest.approx((1.0 - math.log(2.0)) / 2)
-    assert losses.clip_fraction(log_ratio, 0.2).item() == 0.5
+    assert losses.approximate_kl(log_ratio, None).item() == pytest.approx((1.0 - math.log(2.0)) / 2)
+    assert losses.approximate_kl(log_ratio, torch.tensor([True, False])).item() == 0.0
+    assert losses.outside_fraction(log_ratio, 0.8, 1.2, None).item() == 0.5
+    assert losses.outside_fraction(-log_ratio, 0.8, 1.2, None).item() == 0.5
+    assert losses.outside_fraction(log_ratio, 0.8, 2.5, None).item() == 0.0
     target = torch.tensor([0.0, 2.0, 9.0])
     mask = torch.tensor([True, True, False])
     assert losses.explained_variance(torch.tensor([0.0, 1.0, 0.0]), target, mask).item() == 0.75

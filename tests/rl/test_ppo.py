@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.rl.actor import Seen
 from common.rl.algorithms.base import OptimizerConfig
-from common.rl.algorithms.ppo import PPO
+from common.rl.algorithms.ppo import APPO, PPO
 from common.rl.batch import to_batch
 from common.rl.noise import uniforms
 from common.rl.policy import build_policy
@@ -50,6 +51,58 @@ def test_schedules_follow_the_progress_of_the_job(arrays: Arrays, cartpole: EnvS
     assert wide["clip_fraction"] < narrow["clip_fraction"]
 
 
+def test_the_rate_is_steered_by_the_kl(arrays: Arrays, cartpole: EnvSpec) -> None:
+    policy = build_policy({}, cartpole, 0)
+    for target, following in ((1e-9, [1.0, 2 / 3, 4 / 9]), (1e3, [1.0, 1.5, 2.25])):
+        ppo = PPO({"adaptive_kl": target, "epochs": 1}, OptimizerConfig(lr=1e-3), policy, 0)
+        rates = [ppo.learn(to_batch(arrays, CPU), 0.0)["lr"] for _ in range(3)]
+        assert rates == pytest.approx([1e-3 * x for x in following])
+
+
+def test_a_steered_rate_has_bounds_and_survives_a_resume(arrays: Arrays, cartpole: EnvSpec) -> None:
+    settings = {"adaptive_kl": 1e3, "epochs": 1, "minibatches": 1}
+    ppo, resumed = (PPO(settings, OptimizerConfig(lr=1e-6), build_policy({}, cartpole, 0), 0) for _ in range(2))
+    for _ in range(8):
+        ppo.learn(to_batch(arrays, CPU), 0.0)
+    resumed.load_state_dict(ppo.state_dict())
+    assert resumed.learn(to_batch(arrays, CPU), 0.0)["lr"] == pytest.approx(1e-5)
+
+
+def test_truly_ppo_stays_nearer_than_the_bare_surrogate(arrays: Arrays, cartpole: EnvSpec) -> None:
+    moved = {}
+    for radius in (1e-4, 1e3):
+        rollback = {"rollback": {"radius": radius, "slope": 20.0}, "epochs": 5}
+        policy = PPO.make_actor(rollback, {}, cartpole, 0)
+        batch = {**arrays, "extras.parameters": np.full((16, 8, 2), np.log(0.5), np.float32)}
+        moved[radius] = PPO(rollback, OptimizerConfig(lr=0.01), policy, 0).learn(to_batch(batch, CPU), 0.0)["kl"]
+    assert 5 * moved[1e-4] < moved[1e3]
+
+
+def test_appo_clips_a_falling_ratio_at_one_over_its_bound(arrays: Arrays, cartpole: EnvSpec) -> None:
+    # All ratios are 0.82: within 1 ± 0.2, but below 1/1.2.
+    shares = {}
+    for kind in (PPO, APPO):
+        policy = build_policy({}, cartpole, 0)
+        log_prob = policy.unroll(to_batch(arrays, CPU)).distribution.log_prob(torch.from_numpy(arrays["action"]))
+        old = (log_prob - np.log(0.82)).detach().numpy()
+        learner = kind({"clip": 0.2, "epochs": 1, "minibatches": 1}, OptimizerConfig(), policy, 0)
+        shares[kind] = learner.learn(to_batch({**arrays, "extras.log_prob": old}, CPU), 0.0)["clip_fraction"]
+    assert shares == {PPO: 0.0, APPO: 1.0}
+
+
+def test_appo_takes_its_targets_from_vtrace_when_told_to(arrays: Arrays, cartpole: EnvSpec) -> None:
+    # Of data that its own policy made, both estimators are one at λ 1; of another's they are not.
+    def explained(vtrace: bool, shift: float) -> float:
+        policy = build_policy({}, cartpole, 0)
+        log_prob = policy.unroll(to_batch(arrays, CPU)).distribution.log_prob(torch.from_numpy(arrays["action"]))
+        batch = {**arrays, "extras.log_prob": (log_prob + shift).detach().numpy()}
+        appo = APPO({"vtrace": vtrace, "lam": 1.0}, OptimizerConfig(), policy, 0)
+        return appo.learn(to_batch(batch, CPU), 0.0)["explained_variance"]
+
+    assert explained(True, 0.0) == pytest.approx(explained(False, 0.0), abs=1e-5)
+    assert abs(explained(True, 2.0) - explained(False, 2.0)) > 0.01
+
+
 def test_invalid_steps_have_no_influence(arrays: Arrays, cartpole: EnvSpec) -> None:
     valid = np.ones((16, 8), bool)
     valid[3] = False
@@ -66,8 +119,8 @@ def test_a_value_clip_changes_the_value_loss(arrays: Arrays, cartpole: EnvSpec) 
 
 
 def test_columns_may_go_between_batches(cartpole: EnvSpec, record: Record) -> None:
-    policy = build_policy({"lstm": 8}, cartpole, 0)
-    ppo = PPO({"normalize_returns": True, "minibatches": 4, "epochs": 1}, OptimizerConfig(), policy, 0)
+    policy = build_policy({"lstm": 8, "popart": True}, cartpole, 0)
+    ppo = PPO({"minibatches": 4, "epochs": 1}, OptimizerConfig(), policy, 0)
     steps = [ppo.learn(to_batch(record(policy, cartpole, 4, b), CPU), 0.0)["gradient_steps"] for b in (8, 2, 5)]
     assert steps == [4.0, 2.0, 4.0]
 
@@ -104,9 +157,10 @@ def test_ppo_learns_cartpole(cartpole: EnvSpec) -> None:
 
     def act(now: dict[str, Any]) -> tuple[Any, Any]:
         u = torch.from_numpy(uniforms(0, (0, envs), now["t"], 1))
+        observation, first = {"obs": torch.from_numpy(now["obs"])}, torch.from_numpy(now["first"])
         with torch.inference_mode():
-            action, extras, _ = policy.act({"obs": torch.from_numpy(now["obs"])}, torch.from_numpy(now["first"]), {}, u)
-        return action.numpy(), extras["log_prob"].numpy()
+            acted = policy.act(Seen(observation, first, torch.zeros(envs), {}, u, torch.arange(envs)))
+        return acted.action.numpy(), acted.extras["log_prob"].numpy()
 
     returns: list[float] = []
     for update in range(16):

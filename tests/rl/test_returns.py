@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.rl.ops.returns import discounted_returns, gae, next_values
+from common.rl.ops.returns import discounted_returns, gae, lambda_returns, n_step_returns, next_values
 
 FALSE = torch.zeros(3, 1, dtype=torch.bool)
 REWARD = torch.tensor([[1.0], [2.0], [3.0]])
@@ -56,6 +56,24 @@ def test_discounted_returns_on_literals() -> None:
     assert discounted_returns(REWARD, AFTER, FALSE, FALSE, ~at(1), 0.5)[:, 0].tolist() == [2.0, 0.0, 7.0]
 
 
+def test_lambda_returns_on_literals() -> None:
+    # 3 + 4; 2 + (4 + 7)/4; 1 + (2 + 4.75)/4
+    assert lambda_returns(REWARD, AFTER, FALSE, FALSE, None, 0.5, 0.5)[:, 0].tolist() == [2.6875, 4.75, 7.0]
+    assert lambda_returns(REWARD, AFTER, at(1), FALSE, None, 0.5, 0.5)[:, 0].tolist() == [2.0, 2.0, 7.0]
+    assert lambda_returns(REWARD, AFTER, FALSE, at(1), None, 0.5, 0.5)[:, 0].tolist() == [2.5, 4.0, 7.0]
+    assert lambda_returns(REWARD, AFTER, FALSE, FALSE, ~at(1), 0.5, 0.5)[:, 0].tolist() == [2.0, 0.0, 7.0]
+
+
+def test_n_step_returns_on_literals() -> None:
+    assert n_step_returns(REWARD, AFTER, FALSE, FALSE, None, 0.5, 1)[:, 0].tolist() == [2.0, 4.0, 7.0]
+    # 1 + 2/2 + 4/4, 2 + 3/2 + 8/4, and the last row has but one step
+    assert n_step_returns(REWARD, AFTER, FALSE, FALSE, None, 0.5, 2)[:, 0].tolist() == [3.0, 5.5, 7.0]
+    assert n_step_returns(REWARD, AFTER, at(1), FALSE, None, 0.5, 2)[:, 0].tolist() == [2.0, 2.0, 7.0]
+    assert n_step_returns(REWARD, AFTER, at(0), FALSE, None, 0.5, 3)[:, 0].tolist() == [1.0, 5.5, 7.0]
+    assert n_step_returns(REWARD, AFTER, FALSE, at(0), None, 0.5, 3)[:, 0].tolist() == [2.0, 5.5, 7.0]
+    assert n_step_returns(REWARD, AFTER, FALSE, FALSE, ~at(1), 0.5, 2)[:, 0].tolist() == [2.0, 0.0, 7.0]
+
+
 Array = NDArray[Any]
 
 
@@ -86,11 +104,77 @@ def test_gae_agrees_with_a_slow_reference(seed: int) -> None:
     np.testing.assert_allclose(gae(*tensors, 0.97, 0.9).numpy(), expected, atol=1e-12)
 
 
+def recorded(seed: int, steps: int = 30, columns: int = 7) -> tuple[Any, ...]:
+    """Draws rewards, values after each step, and flags; what is not valid holds what must not be used."""
+    draw = np.random.default_rng(seed)
+    r, after = draw.normal(size=(2, steps, columns))
+    term, trunc = draw.random((2, steps, columns)) < 0.12
+    valid = draw.random((steps, columns)) > 0.1
+    return np.where(valid, r, np.inf), after, term, trunc, valid
+
+
+def slow_n_step(r: Array, after: Array, term: Array, trunc: Array, valid: Array, g: float, n: int, t: int) -> float:
+    """One column's return from step t, read forwards."""
+    total, steps = 0.0, len(r)
+    for k in range(n):
+        s = t + k
+        total += g**k * r[s]
+        cut = term[s] or trunc[s] or s + 1 == steps or not valid[s + 1]
+        if cut or k + 1 == n:
+            return float(total + (0.0 if term[s] else g ** (k + 1) * after[s]))
+    raise AssertionError
+
+
+def slow_lambda(r: Array, after: Array, term: Array, trunc: Array, valid: Array, g: float, lam: float, t: int) -> float:
+    """One column's λ-return from step t: its n-step returns weighted with (1 - λ)λ^(n-1), the last with the rest."""
+    last = t
+    while not (term[last] or trunc[last] or last + 1 == len(r) or not valid[last + 1]):
+        last += 1
+    n = last - t + 1
+    parts = [slow_n_step(r, after, term, trunc, valid, g, k, t) for k in range(1, n + 1)]
+    weights = [(1 - lam) * lam ** (k - 1) for k in range(1, n)] + [lam ** (n - 1)]
+    return float(np.dot(parts, weights))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_n_step_and_lambda_returns_agree_with_forward_views(seed: int) -> None:
+    arrays = recorded(seed)
+    steps, columns = arrays[0].shape
+    for n in (1, 3, 50):
+        returns = n_step_returns(*map(torch.from_numpy, arrays), 0.9, n).numpy()
+        for t, b in np.ndindex(steps, columns):
+            slow = slow_n_step(*(x[:, b] for x in arrays), 0.9, n, t) if arrays[-1][t, b] else 0.0
+            assert returns[t, b] == pytest.approx(slow, abs=1e-12)
+    for lam in (0.0, 0.7, 1.0):
+        returns = lambda_returns(*map(torch.from_numpy, arrays), 0.9, lam).numpy()
+        for t, b in np.ndindex(steps, columns):
+            slow = slow_lambda(*(x[:, b] for x in arrays), 0.9, lam, t) if arrays[-1][t, b] else 0.0
+            assert returns[t, b] == pytest.approx(slow, abs=1e-12)
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated", "invalid"])
+@pytest.mark.parametrize("position", range(4))
+def test_an_ending_at_any_position_cuts_every_estimator_there(end: str, position: int) -> None:
+    reward, after = torch.arange(1.0, 5.0).view(4, 1), torch.full((4, 1), 10.0)
+    flags = torch.zeros(4, 1, dtype=torch.bool)
+    flags[position] = True
+    no = torch.zeros_like(flags)
+    ends = {"terminated": (flags, no, None), "truncated": (no, flags, None), "invalid": (no, no, ~flags)}[end]
+    for n in range(1, 6):
+        whole = n_step_returns(reward, after, *ends, 1.0, n)
+        beyond = n_step_returns(reward * 1.0 + 100.0 * (torch.arange(4).view(4, 1) > position), after, *ends, 1.0, n)
+        torch.testing.assert_close(whole[: position + 1], beyond[: position + 1])
+    expected = sum(range(1, position + 2)) + (0.0 if end == "terminated" else 10.0)
+    if end == "invalid":
+        expected = sum(range(1, position + 1)) + 10.0 if position else 0.0
+    assert lambda_returns(reward, after, *ends, 1.0, 1.0)[0].item() == expected
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_returns_are_values_plus_advantages_at_lambda_one(seed: int) -> None:
+def test_gae_at_lambda_one_is_the_discounted_return_minus_the_value(seed: int) -> None:
     draw = np.random.default_rng(seed)
     r, v = torch.from_numpy(draw.normal(size=(2, 20, 5)))
-    v = torch.cat([v, torch.ones(1, 5, dtype=v.dtype)])
+    after = torch.cat([v[1:], torch.ones(1, 5, dtype=v.dtype)])
     term, trunc = torch.from_numpy(draw.random((2, 20, 5)) < 0.1)
-    expected = v[:-1] + gae(r, v[:-1], v[1:], term, trunc, None, 0.9, 1.0)
-    torch.testing.assert_close(discounted_returns(r, v[1:], term, trunc, None, 0.9), expected)
+    returns = discounted_returns(r, after, term, trunc, None, 0.9)
+    torch.testing.assert_close(gae(r, v, after, term, trunc, None, 0.9, 1.0), returns - v)

@@ -6,16 +6,18 @@ many layers there are: on small networks torch.optim's bookkeeping costs more th
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import HeadraceError
-from common.rl.batch import Batch
-from common.rl.policy import Policy
+from common.rl.actor import Actor
+from common.types import EnvSpec
 
+Batches = Literal["unrolls", "transitions", "sequences"]
 _ADAM_BETAS = (0.9, 0.999)
 
 
@@ -48,46 +50,78 @@ def scheduled(value: float, schedule: Literal["constant", "linear"], progress: f
 
 
 class Algorithm(Protocol):
-    """What a learner needs of an algorithm; construct it once the policy is on its device."""
+    """What a learner needs of an algorithm, and an inference-server of its class.
 
-    def __init__(self, algorithm: dict[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None: ...
+    `algorithm` is the config's section of that name, less `name`. `batches` says what a table must hand the learner.
+    After each update `priorities` are those of the items that were drawn, float32 [n]; None: it gives none.
+    """
 
-    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
-        """Trains on a batch and gives its metrics; raises NonFiniteUpdate, having changed nothing."""
+    batches: ClassVar[Batches]
+    priorities: Tensor | None
+
+    @staticmethod
+    def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> Actor:
+        """Builds what acts, with initial weights that depend on `seed` alone; the learner trains this very object."""
+
+    def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: Actor, seed: int) -> None:
+        """Takes what `make_actor` made, already on its device."""
+
+    def learn(self, batch: Any, progress: float) -> dict[str, float]:
+        """Trains on a batch, Transitions or a Batch as `batches` says, and gives its metrics.
+
+        Raises NonFiniteUpdate, having changed nothing.
+        """
+
+    def acting(self, steps: int, progress: float) -> dict[str, float]:
+        """Gives the scalars that acting needs after `steps` of all environments, at `progress` (0..1) of the job."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives all that a resume needs besides the policy: nested dicts of tensors and scalars."""
+        """Gives all that a resume needs besides the actor: nested dicts of tensors and scalars."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave."""
 
 
-class FlatOptimizer:
-    """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a policy's parameters as one flat tensor.
+def flatten(network: nn.Module) -> Tensor:
+    """Gives a network's parameters as one flat tensor, and makes them views of it; its device is settled before."""
+    parameters = list(network.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+    for p, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+        p.data = part.view(p.shape)
+    return flat
 
-    The policy's parameters become views of that tensor: move the policy to its device first.
+
+class FlatOptimizer:
+    """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a network's parameters as one flat tensor.
+
+    The network's parameters become views of that tensor: move the network to its device first.
     """
 
-    def __init__(self, config: OptimizerConfig, policy: Policy) -> None:
+    def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
         self.config = config
-        self._parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.flat = torch.cat([p.detach().reshape(-1) for p in self._parameters])
-        parts = torch.split(self.flat, [p.numel() for p in self._parameters])
-        for p, part in zip(self._parameters, parts, strict=True):
-            p.data = part.view(p.shape)
+        self._parameters = list(network.parameters())
+        self.flat = flatten(network)
         self._mean = torch.zeros_like(self.flat)
         self._square = torch.zeros_like(self.flat)
         self.steps = 0
 
     def step(self, loss: Tensor, lr: float) -> Tensor:
         """Descends one step and gives the gradient's norm before clipping, a scalar tensor: nothing waits for it."""
+        gradient, norm = self.gradient(loss)
+        self.descend(gradient, norm, lr)
+        return norm
+
+    def gradient(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the flat gradient of a loss and its norm; nothing has changed yet, and a caller may still turn back."""
         gradients = torch.autograd.grad(loss, self._parameters)
         gradient = torch.cat([g.reshape(-1) for g in gradients])
-        norm: Tensor = torch.linalg.vector_norm(gradient)
+        return gradient, torch.linalg.vector_norm(gradient)
+
+    def descend(self, gradient: Tensor, norm: Tensor, lr: float) -> None:
+        """Clips what `gradient` gave, in place, and descends one step along it."""
         gradient.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
         self.steps += 1
         (self._adam if self.config.name == "adam" else self._rmsprop)(gradient, lr)
-        return norm
 
     def _adam(self, gradient: Tensor, lr: float) -> None:
         decay, square_decay = _ADAM_BETAS

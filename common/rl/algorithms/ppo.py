@@ -1,67 +1,94 @@
-"""PPO (Schulman et al. 2017) for feed-forward and recurrent policies.
+"""PPO (Schulman et al. 2017) and APPO (Petrenko et al. 2020), for feed-forward and recurrent policies.
+
+APPO is PPO on asynchronous data: ratios are clipped to 1/(1+ε) … 1+ε, `replay.max_policy_lag` bounds how old a step
+may be, and `vtrace` makes targets and advantages by V-trace instead of GAE; the surrogate's own ratio is then the
+policy term's. `rollback` is Truly-PPO's surrogate in place of the clip (Wang et al. 2019). `adaptive_kl` is the KL by
+which the learning rate is steered: beyond twice that it falls by a third, below half it grows by half (Rudin et al.
+2022).
 
 Deviations: the value loss is the plain mean squared error, so that `value_weight` 0.5 weighs ½ of it; values for the
-advantages are computed anew by the learner, not taken from the behaviour; `normalize_returns` divides rewards by the
-running std of discounted returns (Engstrom et al. 2020). A recurrent policy's minibatches are whole columns, unrolled
-from the state that came with them; a feed-forward one's are single steps, shuffled.
-
-An update is a transaction: a loss or gradient that is not finite anywhere in it brings all back to where it began.
+advantages are computed anew by the learner, not taken from the behaviour. A recurrent policy's minibatches are whole
+columns, unrolled from the state that came with them; a feed-forward one's are single steps, shuffled.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
+from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
 from common.rl.ops import policy_gradient as losses
-from common.rl.ops.normalize import RewardScaler
-from common.rl.ops.returns import gae, next_values
-from common.rl.policy import Policy
+from common.rl.ops.returns import gae
+from common.rl.ops.vtrace import Thresholds, vtrace
+from common.rl.policy import Policy, build_policy
 from common.rl.settings import read_settings
+from common.types import EnvSpec
 
 DEFAULT_OPTIMIZER = OptimizerConfig(name="adam", lr=3e-4, eps=1e-5, max_grad_norm=0.5)
-_METRICS = ("policy_loss", "value_loss", "entropy", "grad_norm", "kl", "clip_fraction", "explained_variance")
+APPO_OPTIMIZER = OptimizerConfig(name="adam", lr=1e-4, eps=1e-6, max_grad_norm=4.0)
+_LOSSES = ("policy_loss", "value_loss", "entropy", "grad_norm")
+_RATES = (0.01, 10.0)  # how far an adaptive rate may go from the one that is set
 
 
-class PPOConfig(BaseModel):
-    """The `algorithm` section. `minibatches` is their number per epoch; `value_clip` and `target_kl` are off at None.
-
-    `target_kl` ends the update after the first epoch whose mean approximate KL exceeds it.
-    """
+class RollbackConfig(BaseModel):
+    """`algorithm.rollback`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = "ppo"
-    discount: float = Field(0.99, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    clip: float = Field(0.2, gt=0)
-    clip_schedule: Literal["constant", "linear"] = "constant"
-    epochs: int = Field(10, gt=0)
-    minibatches: int = Field(4, gt=0)
-    value_weight: float = Field(0.5, ge=0)
-    value_clip: float | None = Field(None, gt=0)
-    entropy: float = Field(0.0, ge=0)
-    normalize_advantages: bool = True
-    normalize_returns: bool = False
-    target_kl: float | None = Field(None, gt=0)
+    radius: float = Field(0.03, gt=0, description="the KL(μ ‖ π) that a step may move freely")
+    slope: float = Field(5.0, gt=0, description="weight of the KL of a step that went further and gained by it")
+
+
+class PPOConfig(ActorCriticConfig):
+    """The `algorithm` section."""
+
+    lam: float = Field(0.95, ge=0, le=1, description="λ of the generalised advantages")
+    clip: float = Field(0.2, gt=0, description="ε of the clipped ratio")
+    clip_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: ε falls to 0 at the end of the job"
+    )
+    epochs: int = Field(10, gt=0, description="passes over each batch")
+    minibatches: int = Field(4, gt=0, description="minibatches per pass")
+    value_clip: float | None = Field(None, gt=0, description="how far a value may move in one update; null: no limit")
+    normalize_advantages: bool = Field(True, description="to mean 0 and std 1, in each minibatch")
+    target_kl: float | None = Field(
+        None, gt=0, description="the update ends after the first pass whose mean KL exceeds this; null: never"
+    )
+    adaptive_kl: float | None = Field(
+        None, gt=0, description="the mean KL of an update by which the learning rate is steered; null: it is not"
+    )
+    rollback: RollbackConfig | None = Field(
+        None, description="Truly-PPO in place of the clip: radius of the KL, slope of the penalty; null: the clip"
+    )
+
+
+class APPOConfig(PPOConfig):
+    """The `algorithm` section: PPO's, and V-trace."""
+
+    clip: float = Field(0.1, gt=0, description="ε: ratios are clipped to 1/(1+ε) … 1+ε")
+    epochs: int = Field(1, gt=0, description="passes over each batch")
+    entropy: float = Field(0.003, ge=0, description="weight of the entropy bonus")
+    vtrace: bool = Field(False, description="targets and advantages by V-trace, not by generalised advantages")
+    rho: float = Field(1.0, gt=0, description="where V-trace cuts the ratios of its errors")
+    c: float = Field(1.0, gt=0, description="where V-trace cuts the ratios of its trace")
 
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """What a step is trained towards, all of one shape: [N] or [T, B]."""
+    """What a step is trained towards, all of one shape: [N] or [T, B]; values in the units of the value loss."""
 
     action: Tensor
-    log_prob: Tensor
+    extras: dict[str, Tensor]
     value: Tensor
     advantage: Tensor
     target: Tensor
@@ -71,7 +98,7 @@ class _Targets:
         """Gives the part of each that `pick` takes."""
         return _Targets(
             pick(self.action),
-            pick(self.log_prob),
+            {name: pick(x) for name, x in self.extras.items()},
             pick(self.value),
             pick(self.advantage),
             pick(self.target),
@@ -79,114 +106,114 @@ class _Targets:
         )
 
 
-class PPO:
-    """See the module; one instance owns the optimiser and the random order of minibatches."""
+_Minibatch = tuple[Distribution, Tensor, _Targets]
+_Range = tuple[float, float]
+_Move = tuple[Tensor, Tensor | None]
 
-    def __init__(self, algorithm: dict[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
-        self._config = read_settings(PPOConfig, algorithm, "algorithm")
-        self._policy = policy
-        self._optimizer = FlatOptimizer(optimizer.over(DEFAULT_OPTIMIZER), policy)
+
+class _Surrogate:
+    """What both do with a batch; owns the random order of minibatches. `thresholds` None makes targets by GAE."""
+
+    def __init__(self, config: PPOConfig, thresholds: Thresholds | None, core: ActorCritic, seed: int) -> None:
+        self._config = config
+        self._thresholds = thresholds
+        self._core = core
         self._generator = torch.Generator().manual_seed(seed)
-        scales = self._config.normalize_returns
-        self._scaler = RewardScaler(self._config.discount, self._optimizer.flat.device) if scales else None
+        self._rate = 1.0
 
-    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
-        """Trains `epochs` times over the batch; `progress` 0..1 is how much of the job is done."""
-        weights, before = self._optimizer.flat.clone(), self.state_dict()
+    def learn(self, batch: Batch, progress: float, clip: _Range) -> dict[str, float]:
+        lr, order = self._core.rate(progress) * self._rate, self._generator.get_state()
         try:
-            metrics = self._update(batch, progress)
+            metrics = self._core.update(batch, lambda: self._update(batch, lr, clip))
         except NonFiniteUpdate:
-            self._optimizer.flat.copy_(weights)
-            self.load_state_dict(before)
+            self._generator.set_state(order)
             raise
-        self._policy.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()})
-        return metrics
+        if self._config.adaptive_kl is not None:
+            self._steer(metrics["kl"] / self._config.adaptive_kl)
+        return {**metrics, "lr": lr}
 
-    def _update(self, batch: Batch, progress: float) -> dict[str, float]:
+    def _steer(self, excess: float) -> None:
+        factor = 1.0 / 1.5 if excess > 2.0 else 1.5 if excess < 0.5 else 1.0
+        self._rate = min(max(self._rate * factor, _RATES[0]), _RATES[1])
+
+    def _update(self, batch: Batch, lr: float, clip: _Range) -> tuple[Tensor, Metrics]:
         config = self._config
-        lr = scheduled(self._optimizer.config.lr, self._optimizer.config.lr_schedule, progress)
-        clip = scheduled(config.clip, config.clip_schedule, progress)
-        targets = self._targets(batch)
-        explained = losses.explained_variance(targets.value, targets.target, targets.mask)
+        reward, explored = self._core.rewards(batch)
+        target, explained, targets = self._targets(batch, reward)
         rows: list[Tensor] = []
-        log_ratios: list[Tensor] = []
+        moves: list[_Move] = []
         for _ in range(config.epochs):
-            begun = len(log_ratios)
+            begun = len(moves)
             for distribution, value, part in self._minibatches(batch, targets):
-                row, log_ratio = self._step(distribution, value, part, clip, lr)
+                row, move = self._step(distribution, value, part, clip, lr)
                 rows.append(row)
-                log_ratios.append(log_ratio)
+                moves.append(move)
             # Not "greater than": a nan must end the update too.
-            if config.target_kl and not losses.approximate_kl(torch.cat(log_ratios[begun:])) <= config.target_kl:
+            if config.target_kl and not losses.approximate_kl(*_joined(moves[begun:])) <= config.target_kl:
                 break
-        # One wait for the device, here, for all that the inner loop measured.
-        moved = torch.cat(log_ratios)
-        last = torch.stack([losses.approximate_kl(moved), losses.clip_fraction(moved, clip), explained])
-        table = torch.stack(rows)
-        sound, *means = torch.cat([table.isfinite().all().float().view(1), table.mean(0), last]).tolist()
-        if not sound:
-            raise NonFiniteUpdate(
-                "a loss or gradient of this batch is not finite; the update was undone",
-                "look for non-finite observations or rewards, or lower learner.lr",
-            )
-        return {**dict(zip(_METRICS, means, strict=True)), "lr": lr, "gradient_steps": float(len(rows))}
+        metrics = dict(zip(_LOSSES, torch.stack(rows).mean(0), strict=True))
+        log_ratio, mask = _joined(moves)
+        metrics["kl"] = losses.approximate_kl(log_ratio, mask)
+        metrics["clip_fraction"] = losses.outside_fraction(log_ratio, *clip, mask)
+        metrics["explained_variance"] = explained
+        metrics["gradient_steps"] = torch.tensor(float(len(rows)), device=explained.device)
+        return target, {**metrics, **explored}
 
     @torch.no_grad()
-    def _targets(self, batch: Batch) -> _Targets:
-        outputs = self._policy.unroll(batch.observation, batch.first, batch.state)
-        final = None
-        if batch.final_index is not None:
-            final = self._policy.values_of_final(outputs, batch.final, batch.final_index)
-        reward = batch.reward
-        if self._scaler is not None:
-            reward = self._scaler.scale(reward, batch.terminated | batch.truncated, batch.valid)
-        value = outputs.values[:-1]
-        after = next_values(outputs.values, batch.final_index, final)
-        ends = (batch.terminated, batch.truncated, batch.valid)
-        advantage = gae(reward, value, after, *ends, self._config.discount, self._config.lam)
-        log_prob = batch.extras["log_prob"]
-        return _Targets(batch.action, log_prob, value, advantage, value + advantage, batch.valid)
+    def _targets(self, batch: Batch, reward: Tensor) -> tuple[Tensor, Tensor, _Targets]:
+        """Gives the value targets, how much of their variance the values explain, and what each step is trained on."""
+        config, policy = self._config, self._core.policy
+        outputs = policy.unroll(batch)
+        value, after = self._core.values(outputs, batch)
+        step = (reward, value, after, batch.terminated, batch.truncated, batch.valid, config.discount, config.lam)
+        if self._thresholds is None:
+            advantage = gae(*step)
+            target = value + advantage
+        else:
+            log_ratio = outputs.distribution.log_prob(batch.action) - batch.extras["log_prob"]
+            traced = vtrace(log_ratio, *step, self._thresholds)
+            advantage, target = traced.unweighted, traced.target
+        explained = losses.explained_variance(value, target, batch.valid)
+        old = policy.normalized(value)
+        advantage = policy.normalized(value + advantage) - old
+        targets = _Targets(batch.action, batch.extras, old, advantage, policy.normalized(target), batch.valid)
+        return target, explained, targets
 
     def _order(self, n: int) -> Tensor:
         # Drawn on the CPU whatever the device is, so that a resume elsewhere keeps the order.
-        return torch.randperm(n, generator=self._generator).to(self._optimizer.flat.device)
+        return torch.randperm(n, generator=self._generator).to(self._core.optimizer.flat.device)
 
-    def _minibatches(self, batch: Batch, targets: _Targets) -> Iterator[tuple[Distribution, Tensor, _Targets]]:
+    def _minibatches(self, batch: Batch, targets: _Targets) -> Iterator[_Minibatch]:
         """Runs the policy over one epoch's minibatches, each only once the step before it has been taken."""
-        if self._policy.recurrent:
+        policy = self._core.policy
+        if policy.recurrent:
             yield from self._columns(batch, targets)
             return
-        rows, columns = batch.reward.shape
         chosen = None if batch.valid is None else batch.valid.flatten().nonzero().squeeze(-1)
-        order = self._order(rows * columns if chosen is None else chosen.shape[0])
+        order = self._order(batch.reward.numel() if chosen is None else chosen.shape[0])
         chosen = order if chosen is None else chosen[order]
         # Gathered once per epoch: minibatches are then views.
-        observation = {name: x[:-1].flatten(0, 1)[chosen] for name, x in batch.observation.items()}
+        rows = {name: x[:-1].flatten(0, 1)[chosen] for name, x in policy.rows(batch).items()}
         flat = replace(targets, mask=None).map(lambda x: x.flatten(0, 1)[chosen])
         n, parts = chosen.shape[0], min(self._config.minibatches, chosen.shape[0])
-        edges = [n * i // parts for i in range(parts + 1)]
-        for start, stop in pairwise(edges):
-            seen = self._policy.evaluate({name: x[start:stop] for name, x in observation.items()})
-            yield (*seen, flat.map(operator.itemgetter(slice(start, stop))))
+        for start, stop in pairwise([n * i // parts for i in range(parts + 1)]):
+            distribution, value = policy.evaluate({name: x[start:stop] for name, x in rows.items()})
+            yield distribution, value, flat.map(operator.itemgetter(slice(start, stop)))
 
-    def _columns(self, batch: Batch, targets: _Targets) -> Iterator[tuple[Distribution, Tensor, _Targets]]:
+    def _columns(self, batch: Batch, targets: _Targets) -> Iterator[_Minibatch]:
         columns = batch.reward.shape[1]
         for index in self._order(columns).tensor_split(min(self._config.minibatches, columns)):
-            outputs = self._policy.unroll(
-                {name: x[:, index] for name, x in batch.observation.items()},
-                batch.first[:, index],
-                {name: x[index] for name, x in batch.state.items()},
-            )
+            outputs = self._core.policy.unroll(batch.columns(index))
             yield outputs.distribution, outputs.values[:-1], targets.map(operator.itemgetter((slice(None), index)))
 
     def _step(
-        self, distribution: Distribution, value: Tensor, part: _Targets, clip: float, lr: float
-    ) -> tuple[Tensor, Tensor]:
-        """Takes one gradient step; gives (policy loss, value loss, entropy, gradient norm) and log π/μ of its steps."""
+        self, distribution: Distribution, value: Tensor, part: _Targets, clip: _Range, lr: float
+    ) -> tuple[Tensor, _Move]:
+        """Takes one gradient step; gives its _LOSSES, and log π/μ of its steps with their mask."""
         config, mask = self._config, part.mask
-        advantage = losses.standardized(part.advantage, mask) if config.normalize_advantages else part.advantage
-        log_ratio = distribution.log_prob(part.action) - part.log_prob
-        policy_loss = losses.clipped_surrogate(log_ratio.exp(), advantage, clip, mask)
+        log_ratio = distribution.log_prob(part.action) - part.extras["log_prob"]
+        policy_loss = self._policy_loss(distribution, log_ratio, part, clip)
+        value = self._core.policy.normalized(value)
         if config.value_clip is None:
             value_loss = losses.value_loss(value, part.target, mask)
         else:
@@ -196,21 +223,90 @@ class PPO:
             entropy = losses.masked_mean(distribution.entropy(), mask)
         if config.entropy:
             loss = loss - config.entropy * entropy
-        norm = self._optimizer.step(loss, lr)
-        moved = log_ratio.detach()
+        norm = self._core.optimizer.step(loss, lr)
         row = torch.stack([policy_loss.detach(), value_loss.detach(), entropy.detach(), norm])
-        return row, moved.flatten() if mask is None else moved[mask]
+        return row, (log_ratio.detach().flatten(), None if mask is None else mask.flatten())
+
+    def _policy_loss(self, distribution: Distribution, log_ratio: Tensor, part: _Targets, clip: _Range) -> Tensor:
+        config, mask = self._config, part.mask
+        advantage = losses.standardized(part.advantage, mask) if config.normalize_advantages else part.advantage
+        if config.rollback is None:
+            return losses.clipped_surrogate(log_ratio.exp(), advantage, *clip, mask)
+        kl = self._core.policy.behaviour(part.extras).kl(distribution)
+        settings = config.rollback
+        return losses.rollback_surrogate(log_ratio.exp(), advantage, kl, settings.radius, settings.slope, mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the optimiser, the generator's state and the return statistics."""
-        state: dict[str, Any] = {"optimizer": self._optimizer.state_dict(), "generator": self._generator.get_state()}
-        if self._scaler is not None:
-            state["returns"] = self._scaler.state_dict()
-        return state
+        """Gives the core's state, the generator's and the steered rate."""
+        return {**self._core.state_dict(), "generator": self._generator.get_state(), "rate": self._rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, of the same settings."""
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._core.load_state_dict(state)
         self._generator.set_state(state["generator"])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["returns"])
+        self._rate = float(state["rate"])
+
+
+def _joined(moves: list[_Move]) -> _Move:
+    masks = [mask for _, mask in moves if mask is not None]
+    return torch.cat([log_ratio for log_ratio, _ in moves]), torch.cat(masks) if masks else None
+
+
+class PPO:
+    """See the module."""
+
+    batches: ClassVar[Batches] = "unrolls"
+    priorities: Tensor | None = None
+
+    @staticmethod
+    def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> Policy:
+        return build_policy(network, env, seed, parameters=algorithm.get("rollback") is not None)
+
+    def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
+        self._config = read_settings(PPOConfig, algorithm, "algorithm")
+        core = ActorCritic(self._config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
+        self._surrogate = _Surrogate(self._config, None, core, seed)
+
+    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Trains `epochs` times over the batch; `progress` 0..1 is how much of the job is done."""
+        clip = scheduled(self._config.clip, self._config.clip_schedule, progress)
+        return self._surrogate.learn(batch, progress, (1.0 - clip, 1.0 + clip))
+
+    def acting(self, steps: int, progress: float) -> dict[str, float]:
+        """Gives nothing: acting needs the weights alone."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._surrogate.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._surrogate.load_state_dict(state)
+
+
+class APPO:
+    """See the module."""
+
+    batches: ClassVar[Batches] = "unrolls"
+    priorities: Tensor | None = None
+    make_actor = staticmethod(PPO.make_actor)
+
+    def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
+        self._config = read_settings(APPOConfig, algorithm, "algorithm")
+        core = ActorCritic(self._config, optimizer.over(APPO_OPTIMIZER), policy, seed)
+        thresholds = Thresholds(self._config.rho, self._config.c) if self._config.vtrace else None
+        self._surrogate = _Surrogate(self._config, thresholds, core, seed)
+
+    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Trains `epochs` times over the batch; `progress` 0..1 is how much of the job is done."""
+        clip = scheduled(self._config.clip, self._config.clip_schedule, progress)
+        return self._surrogate.learn(batch, progress, (1.0 / (1.0 + clip), 1.0 + clip))
+
+    def acting(self, steps: int, progress: float) -> dict[str, float]:
+        """Gives nothing: acting needs the weights alone."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._surrogate.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._surrogate.load_state_dict(state)

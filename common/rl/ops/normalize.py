@@ -1,16 +1,16 @@
-"""Running moments of a stream of tensors, and the two things they scale: observations and rewards.
+"""Running moments of a stream of tensors, and the two things they scale: observations and value targets.
 
 Knows nothing of policies or of optimisers. Moments are float64 and are merged in batches (Chan et al. 1983).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 _EPSILON = 1e-8
+_LEAST_STD = 1e-4
+_STEP = 3e-4  # Hessel et al. 2019
 
 
 class Moments(nn.Module):
@@ -70,40 +70,50 @@ class ObservationNormalizer(nn.Module):
         self.scale.copy_((self.moments.var + _EPSILON).rsqrt())
 
 
-class RewardScaler:
-    """Divides rewards by the running std of each env's discounted return, cut to ±10 (Engstrom et al. 2020).
+class PopArt(nn.Module):
+    """Keeps the mean and std of value targets, in whose units a value head is trained (van Hasselt et al. 2016).
 
-    The running returns are kept per column and are part of the state. A batch does not say which env a column is, and
-    columns come and go with env-servers: a column that is new starts at zero and one that is gone is dropped. Columns
-    are draws from one distribution, so one that changes its env costs at most one episode of slightly wrong samples.
+    The statistics belong to the targets and to no column of a batch, so it does not matter which environments a batch
+    came from. The n-th update enters with weight 4/(n + 3), so that the last quarter of a job tells (polynomial decay,
+    Shamir and Zhang 2013), and never with less than `_STEP`. All of it is buffers.
     """
 
-    def __init__(self, discount: float, device: torch.device) -> None:
-        self._discount = discount
-        self._moments = Moments(()).to(device)
-        self._returns = torch.zeros(0, device=device)
+    mean: Tensor
+    square: Tensor
+    updates: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("square", torch.ones((), dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        std = (self.square - self.mean.square()).clamp(min=_LEAST_STD**2).sqrt()
+        return self.mean.float(), std.float()
+
+    def raw(self, value: Tensor) -> Tensor:
+        """Gives what a head's output is worth in the environment's units."""
+        mean, std = self._units()
+        return value * std + mean
+
+    def normalized(self, target: Tensor) -> Tensor:
+        """Gives a raw target in the head's units: the inverse of `raw`."""
+        mean, std = self._units()
+        return (target - mean) / std
 
     @torch.no_grad()
-    def scale(self, reward: Tensor, end: Tensor, valid: Tensor | None) -> Tensor:
-        """Folds the rewards [T, B] into the statistics and gives them scaled; `end` [T, B] is where an episode ends."""
-        columns = reward.shape[1]
-        kept = self._returns[:columns]
-        running = torch.cat([kept, kept.new_zeros(columns - kept.shape[0])])
-        carry = (~end).float() * self._discount
-        rows = []
-        for r, c in zip(reward.unbind(0), carry.unbind(0), strict=True):
-            total = running + r
-            rows.append(total)
-            running = total * c
-        self._returns = running
-        totals = torch.stack(rows)
-        self._moments.fold(totals.reshape(-1) if valid is None else totals[valid])
-        std = (self._moments.var + _EPSILON).sqrt().float()
-        return (reward / std).clamp_(-10.0, 10.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**{name: value.clone() for name, value in self._moments.state_dict().items()}, "returns": self._returns}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._returns = state["returns"].to(self._returns.device)
-        self._moments.load_state_dict({name: value for name, value in state.items() if name != "returns"})
+    def fold(self, target: Tensor, mask: Tensor | None, head: nn.Linear) -> None:
+        """Merges raw targets [T, B] into the statistics, and changes the head in place so that its raw values stay."""
+        weight = torch.ones_like(target, dtype=torch.float64) if mask is None else mask.double()
+        known = target.double() if mask is None else torch.where(mask, target, 0.0).double()
+        count = weight.sum()
+        mean, std = self._units()
+        self.updates.add_(count > 0)
+        # A batch in which nothing counts has no say; nothing waits for the device to learn so.
+        step = (4.0 / (self.updates + 3.0)).clamp(_STEP, 1.0) * (count > 0)
+        for moment, value in ((self.mean, known), (self.square, known.square())):
+            moment.lerp_(value.sum() / count.clamp(min=1.0), step)
+        new_mean, new_std = self._units()
+        head.weight.mul_(std / new_std)
+        head.bias.copy_((head.bias * std + mean - new_mean) / new_std)

@@ -1,4 +1,8 @@
-"""Returns and advantages over time-major tensors [T, B]: pure functions that know no network and no loss."""
+"""Returns and advantages over time-major tensors [T, B]: pure functions that know no network and no loss.
+
+A step that is not valid belongs to no episode: it has return or advantage 0 and stops every recursion, and the step
+before it bootstraps. `valid` None says that all are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ def next_values(value: Tensor, final_index: Tensor | None, final_value: Tensor |
     return after.flatten().index_copy(0, final_index, final_value).view_as(after)
 
 
-def _accumulate(delta: Tensor, carry: Tensor) -> Tensor:
+def accumulate(delta: Tensor, carry: Tensor) -> Tensor:
     """Solves x_t = delta_t + carry_t · x_{t+1} backwards over [T, B], from zero."""
     total = torch.zeros_like(delta[0])
     rows = []
@@ -27,6 +31,18 @@ def _accumulate(delta: Tensor, carry: Tensor) -> Tensor:
         rows.append(total)
     rows.reverse()
     return torch.stack(rows)
+
+
+def following(x: Tensor) -> Tensor:
+    """Gives x_{t+1} at each t of [T, B], and zero (or False) at the last."""
+    return torch.cat([x[1:], torch.zeros_like(x[:1])])
+
+
+def continuing(terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> Tensor:
+    """Says of each step whether the next row goes on with its episode, [T, B] bool; the last row never does."""
+    goes_on = ~(terminated | truncated)
+    goes_on[-1] = False
+    return goes_on if valid is None else goes_on & valid & following(valid)
 
 
 def gae(
@@ -41,31 +57,54 @@ def gae(
 ) -> Tensor:
     """Gives generalised advantages [T, B]; all arguments are [T, B] (Schulman et al. 2016).
 
-    δ_t = r_t + discount (1 - term_t) V_{t+1} - V_t and A_t = δ_t + discount λ (1 - end_t) A_{t+1}. A step that is not
-    valid has advantage 0 and stops the recursion; `valid` None says that all are.
+    δ_t = r_t + discount (1 - term_t) V_{t+1} - V_t and A_t = δ_t + discount λ (1 - end_t) A_{t+1}.
     """
     delta = reward + discount * next_value * ~terminated - value
     carry = (discount * lam) * (~(terminated | truncated)).to(delta.dtype)
     if valid is not None:
-        delta = delta * valid
+        delta = torch.where(valid, delta, 0.0)
         carry = carry * valid
-    return _accumulate(delta, carry)
+    return accumulate(delta, carry)
+
+
+def lambda_returns(
+    reward: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor | None,
+    discount: float,
+    lam: float,
+) -> Tensor:
+    """Gives λ-returns [T, B]: G_t = r_t + discount (1 - term_t) ((1 - λ) V_{t+1} + λ G_{t+1}) (Sutton 1988).
+
+    Where an episode is cut, by a truncation or by the last row, all of the bootstrap is V_{t+1}.
+    """
+    mix = lam * continuing(terminated, truncated, valid).to(reward.dtype)
+    delta = reward + discount * (1.0 - mix) * next_value * ~terminated
+    return accumulate(delta if valid is None else torch.where(valid, delta, 0.0), discount * mix)
 
 
 def discounted_returns(
     reward: Tensor, next_value: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None, discount: float
 ) -> Tensor:
-    """Gives G_t = r_t + discount G_{t+1} [T, B], bootstrapped from `next_value` at a truncation and at the last row.
+    """Gives G_t = r_t + discount G_{t+1} [T, B], bootstrapped from `next_value` at a truncation and at the last row."""
+    return lambda_returns(reward, next_value, terminated, truncated, valid, discount, 1.0)
 
-    A termination adds nothing after it. A step that is not valid has return 0, and the step before it bootstraps.
-    """
-    cut = truncated.clone()
-    cut[-1] = True
-    if valid is not None:
-        cut[:-1] |= ~valid[1:]
-    delta = reward + discount * next_value * (cut & ~terminated)
-    carry = discount * (~(terminated | cut)).to(delta.dtype)
-    if valid is not None:
-        delta = delta * valid
-        carry = carry * valid
-    return _accumulate(delta, carry)
+
+def n_step_returns(
+    reward: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor | None,
+    discount: float,
+    n: int,
+) -> Tensor:
+    """Gives the sum of n discounted rewards and the value after them, [T, B]; fewer where the episode is cut."""
+    goes_on = continuing(terminated, truncated, valid)
+    bootstrap = next_value * ~terminated
+    returns = reward + discount * bootstrap
+    for _ in range(n - 1):
+        returns = reward + discount * torch.where(goes_on, following(returns), bootstrap)
+    return returns if valid is None else torch.where(valid, returns, 0.0)

@@ -1,11 +1,13 @@
 """Gymnasium spaces as Headrace's specs: which array of an observation goes where, and how an action is put.
 
-Knows spaces alone, no environment. Supported: Box, Discrete and MultiDiscrete, and for observations Dict of those.
+Knows spaces alone, no environment. Supported: Box, Discrete, MultiDiscrete and MultiBinary; Dict of those, and for
+actions Tuple. An action of several spaces is one vector in a policy's eyes, and taken apart here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,8 @@ from common.errors import ConfigError
 from common.types import ActionSpec, ArraySpec
 
 Space = gymnasium.Space[Any]
-PutAction = Callable[[np.ndarray], np.ndarray]
+PutAction = Callable[[np.ndarray], Any]
+_MANY = "Box, Discrete, MultiDiscrete, MultiBinary, and {} of those"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +45,31 @@ def observation_leaves(env_id: str, space: Space) -> tuple[Leaf, ...]:
 
 def action_spec(env_id: str, space: Space) -> ActionSpec:
     """Gives the spec of the actions that a policy chooses for `space`, counted from 0; raises ConfigError."""
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        parts = tuple(part for inner in _inner(space) for part in _parts(action_spec(env_id, inner)))
+        continuous = any(part.kind == "box" for part in parts)
+        dtype = np.dtype(np.float64 if continuous else np.int64).str
+        return ActionSpec("tuple", dtype, (sum(part.size for part in parts),), parts=parts)
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", np.dtype(np.int64).str, (), n=(int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
         return ActionSpec("multi_discrete", np.dtype(np.int64).str, space.shape, n=tuple(space.nvec.ravel().tolist()))
+    if isinstance(space, spaces.MultiBinary):
+        return ActionSpec("multi_binary", np.dtype(np.int64).str, space.shape, n=(2,) * math.prod(space.shape))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = (tuple(bound.ravel().tolist()) for bound in (space.low, space.high))
         return ActionSpec("box", np.dtype(space.dtype).str, space.shape, low=low, high=high)
-    raise _unsupported(env_id, "action", space, "Discrete, MultiDiscrete and Box of floats")
+    raise _unsupported(env_id, "action", space, _MANY.format("Dict and Tuple") + "; a Box of floats")
 
 
 def action_putter(space: Space) -> PutAction:
-    """Gives what turns a policy's actions [B, ...] into new arrays that a space `action_spec` knows contains.
+    """Gives what turns a policy's actions [B, ...] into what a batch of a space that `action_spec` knows contains.
 
-    Categories get their lowest number added, a Box is clipped to its bounds.
+    That is new arrays [B, ...]; for a Tuple a tuple of them, for a Dict a dict. Categories get their lowest number
+    added, a Box is clipped to its bounds.
     """
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        return _splitter(space)
     shape = (-1, *(space.shape or ()))
     dtype = np.dtype(space.dtype)
     if isinstance(space, spaces.Box):
@@ -64,6 +77,48 @@ def action_putter(space: Space) -> PutAction:
         return lambda action: np.clip(action.reshape(shape), low, high).astype(dtype, copy=False)
     start: Any = getattr(space, "start", 0)
     return lambda action: (action.reshape(shape) + start).astype(dtype, copy=False)
+
+
+def action_rows(space: Space, put: Any) -> Iterable[Any]:
+    """Gives each environment's own action of what `action_putter` put.
+
+    One choice is a plain int: many environments look tables up with it.
+    """
+    if isinstance(space, spaces.Discrete):
+        return put.tolist()  # type: ignore[no-any-return]
+    if isinstance(space, spaces.Tuple):
+        return zip(*map(action_rows, space.spaces, put), strict=True)
+    if isinstance(space, spaces.Dict):
+        columns = zip(*(action_rows(inner, put[key]) for key, inner in space.items()), strict=True)
+        return (dict(zip(space.keys(), row, strict=True)) for row in columns)
+    return put  # type: ignore[no-any-return]
+
+
+def _inner(space: spaces.Tuple[Any] | spaces.Dict) -> list[Space]:
+    return list(space.spaces if isinstance(space, spaces.Tuple) else space.values())
+
+
+def _parts(spec: ActionSpec) -> tuple[ActionSpec, ...]:
+    return spec.parts or (spec,)
+
+
+def _splitter(space: spaces.Tuple[Any] | spaces.Dict) -> PutAction:
+    inner = _inner(space)
+    put = [action_putter(part) for part in inner]
+    edges = np.cumsum([_size(part) for part in inner])[:-1]
+
+    def split(action: np.ndarray) -> Any:
+        found = [own(columns) for own, columns in zip(put, np.split(action, edges, axis=1), strict=True)]
+        return tuple(found) if isinstance(space, spaces.Tuple) else dict(zip(space.keys(), found, strict=True))
+
+    return split
+
+
+def _size(space: Space) -> int:
+    """Gives how many components of the vector a space takes."""
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        return sum(map(_size, _inner(space)))
+    return math.prod(space.shape or ())
 
 
 def _leaves(env_id: str, space: Space, path: tuple[str, ...]) -> list[Leaf]:
@@ -76,7 +131,9 @@ def _leaves(env_id: str, space: Space, path: tuple[str, ...]) -> list[Leaf]:
         start = np.asarray(space.start, np.int64)
         spec = ArraySpec(name, np.dtype(np.int64).str, tuple(space.shape or ()))
         return [Leaf(spec, path, start if start.any() else None)]
-    raise _unsupported(env_id, f"observation {name!r}", space, "Box, Discrete, MultiDiscrete and Dict of those")
+    if isinstance(space, spaces.MultiBinary):
+        return [Leaf(ArraySpec(name, np.dtype(np.int8).str, space.shape), path)]
+    raise _unsupported(env_id, f"observation {name!r}", space, _MANY.format("Dict"))
 
 
 def _unsupported(env_id: str, what: str, space: Space, supported: str) -> ConfigError:

@@ -1,0 +1,152 @@
+"""What a job leaves behind and shows: metrics, progress.csv, checkpoints and the result. Trains nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+
+from common.errors import HeadraceError
+from common.messages import PROTOCOL
+from common.metrics import LearnerMetrics
+from common.service import Context
+from common.types import EnvSpec
+from services.learner_server.checkpoint import Checkpoints
+from services.learner_server.logger import Logger
+from services.learner_server.tally import Tally
+from services.learner_server.trainer import Trainer, Update
+
+log = logging.getLogger("headrace.learner")
+
+
+class Record:
+    """The record of one job, in `run_dir`; `tally` is what is counted."""
+
+    def __init__(self, context: Context, run_dir: Path) -> None:
+        self._context = context
+        self._run_dir = run_dir
+        self._checkpoints = Checkpoints(run_dir, context.config.learner.checkpoint.keep)
+        self._logger = Logger(run_dir)
+        self._best = -math.inf
+        self._scalars: dict[str, float] = {}
+        self._lag = (0.0, 0)
+        self._logged = self._saved = time.monotonic()
+        self.tally = Tally(context.config.stop)
+        self.metrics = _metrics(context, run_dir)
+
+    def next_ordinal(self) -> int:
+        """Gives the ordinal of this learner life, and stores it first."""
+        return self._checkpoints.next_ordinal()
+
+    def started(self) -> None:
+        """Says that the intervals of logs and checkpoints begin now."""
+        self._logged = self._saved = time.monotonic()
+
+    def account(self, update: Update, updates: int, seconds: float, queue_depth: int) -> None:
+        """Takes in one update."""
+        tally, m = self.tally, self.metrics
+        tally.trained_steps += update.steps
+        self._scalars, self._lag = update.scalars, (update.lag_mean, update.lag_max)
+        m.update_seconds.observe(seconds)
+        m.updates.inc()
+        m.trained_steps.inc(update.steps)
+        m.policy_lag.observe(update.lag_mean)
+        m.policy_lag_max.set(update.lag_max)
+        m.version.set(updates)
+        m.env_steps.set(tally.steps)
+        m.env_frames.set(tally.frames)
+        m.episode_return.set(tally.episode_return)
+        m.episode_length.set(tally.episode_length)
+        m.progress.set(tally.progress())
+        m.queue_depth.set(queue_depth)
+        for name, value in update.scalars.items():
+            m.loss.labels(name).set(value)
+        if time.monotonic() - self._logged >= self._context.config.learner.log_s:
+            self._log(updates)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return time.monotonic() - self._saved >= self._context.config.learner.checkpoint.interval_s
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint, and the best one too if it is."""
+        self._saved = time.monotonic()
+        best = self.tally.episode_return > self._best
+        if best:
+            self._best = self.tally.episode_return
+        state = {
+            "protocol": PROTOCOL,
+            "env": trainer.env.to_wire(),
+            "trainer": trainer.state_dict(),
+            "tally": self.tally.state_dict(),
+            "best": self._best if math.isfinite(self._best) else None,
+        }
+        self._checkpoints.save(state, trainer.updates, best)
+        self.metrics.checkpoints.inc()
+
+    def resume(self, trainer: Trainer) -> None:
+        """Brings trainer and tally to where the newest checkpoint has them, if there is one."""
+        state = self._checkpoints.load_latest()
+        if state is None:
+            return
+        if EnvSpec.from_wire(state["env"]) != trainer.env:
+            raise HeadraceError(
+                f"the checkpoint is for {state['env']}, the env-servers run {trainer.env.to_wire()}",
+                "resume with the environment of the run",
+            )
+        trainer.load_state_dict(state["trainer"])
+        self.tally.load_state_dict(state["tally"])
+        self._best = -math.inf if state["best"] is None else state["best"]
+        self._context.health.say(f"resumes after update {trainer.updates}, {self.tally.steps} steps")
+
+    def conclude(self) -> None:
+        """Ends a job that the replay-server says is finished: ours, if the newest checkpoint says so too."""
+        state = self._checkpoints.load_latest()
+        if state is not None:
+            self.tally.load_state_dict(state["tally"])
+        outcome = self.tally.outcome()
+        if state is None or outcome is None:
+            raise HeadraceError("the replay-server has finished another job", "start a new replay-server")
+        self.finish(outcome, int(state["trainer"]["updates"]))
+
+    def finish(self, outcome: str, updates: int) -> None:
+        """Writes the last row and the result."""
+        if self._scalars:
+            self._log(updates)
+        row, streams = self._row(updates), self.tally.state_dict()["streams"]
+        self._logger.finish({"outcome": outcome, **row, "finished_at": time.time(), "streams": streams})
+        log.info("%s: %s", outcome, {name: round(value, 3) for name, value in row.items()})
+
+    def _log(self, updates: int) -> None:
+        self._logged = time.monotonic()
+        self._logger.write(self._row(updates), self._scalars)
+        disk = shutil.disk_usage(self._run_dir)
+        self.metrics.disk_free.set(disk.free)
+        self.metrics.disk_size.set(disk.total)
+
+    def _row(self, updates: int) -> dict[str, float]:
+        tally = self.tally
+        return {
+            "seconds": tally.seconds,
+            "steps": tally.steps,
+            "frames": tally.frames,
+            "updates": updates,
+            "trained_steps": tally.trained_steps,
+            "episodes": tally.episodes,
+            "episode_return": tally.episode_return,
+            "episode_length": tally.episode_length,
+            "policy_lag": self._lag[0],
+            "policy_lag_max": self._lag[1],
+        }
+
+
+def _metrics(context: Context, run_dir: Path) -> LearnerMetrics:
+    """Gives the learner's metrics with what is known of the job before it starts."""
+    metrics, config = LearnerMetrics(context.registry), context.config
+    metrics.job.labels(str(config.algorithm.get("name", "?")), config.env.id, str(run_dir)).set(1)
+    metrics.policy_lag_bound.set(config.replay.max_policy_lag)
+    for setting, limit in config.stop.model_dump(exclude={"episodes"}, exclude_defaults=True).items():
+        metrics.stop.labels(setting).set(limit)
+    return metrics

@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.rl.actor import pack_weights
+from common.rl.algorithms.a2c import A2C
+from common.rl.algorithms.base import OptimizerConfig
+from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
+from common.rl.batch import to_batch
+from common.rl.policy import build_policy
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+
+CPU = torch.device("cpu")
+Record = Callable[..., Arrays]
+VECTOR = ArraySpec("obs", "<f4", (4,))
+
+
+def curiosity(spec: EnvSpec, **config: Any) -> Curiosity:
+    return Curiosity(CuriosityConfig(hidden=32, **config), spec, 0, CPU)
+
+
+def wheel(seed: int, known: bool = True, steps: int = 32, columns: int = 8) -> Arrays:
+    """Four places on a wheel, action 0 turns it back and 1 on; or, if not `known`, places are drawn at random."""
+    draw = np.random.default_rng(seed)
+    action = draw.integers(0, 2, (steps, columns))
+    turns = np.cumsum(np.concatenate([draw.integers(0, 4, (1, columns)), 2 * action - 1]), axis=0)
+    place = turns % 4 if known else draw.integers(0, 4, (steps + 1, columns))
+    no = np.zeros((steps, columns), bool)
+    return {
+        "observation.obs": np.eye(4, dtype=np.float32)[place],
+        "first": np.zeros((steps + 1, columns), bool),
+        "action": action,
+        "reward": np.zeros((steps, columns), np.float32),
+        "terminated": no,
+        "truncated": no.copy(),
+    }
+
+
+def test_what_was_not_to_be_foretold_is_rewarding(cartpole: EnvSpec) -> None:
+    module = curiosity(cartpole)
+    for seed in range(150):
+        _, metrics = module.learn(to_batch(wheel(seed), CPU))
+    assert metrics["inverse_loss"] < 0.1
+    arrays = wheel(1000)
+    # Two places on is where neither action leads.
+    arrays["observation.obs"][11:, 3] = np.roll(arrays["observation.obs"][11:, 3], 2, axis=-1)
+    reward, _ = module.learn(to_batch(arrays, CPU))
+    assert reward.argmax().item() == 10 * 8 + 3
+    assert reward[10, 3] > 5 * reward.median()
+
+
+def test_the_reward_is_the_weighted_error_of_the_forward_model(cartpole: EnvSpec) -> None:
+    batch = to_batch(wheel(0), CPU)
+    one, three = curiosity(cartpole, weight=1.0), curiosity(cartpole, weight=3.0)
+    reward, metrics = one.learn(batch)
+    assert reward.mean().item() == pytest.approx(metrics["forward_loss"].item(), rel=1e-5)
+    torch.testing.assert_close(three.learn(batch)[0], 3.0 * reward)
+
+
+def test_a_step_whose_next_observation_is_not_known_earns_nothing(cartpole: EnvSpec) -> None:
+    arrays = wheel(0)
+    arrays["first"][5, 2] = True
+    arrays["first"][9, 3] = True
+    arrays["final_index"] = np.array([8 * 8 + 3], np.int32)
+    arrays["final.obs"] = np.full((1, 4), 50.0, np.float32)
+    arrays["valid"] = np.ones((32, 8), bool)
+    arrays["valid"][20, 1] = False
+    reward, _ = curiosity(cartpole).learn(to_batch(arrays, CPU))
+    assert (reward == 0.0).nonzero().tolist() == [[4, 2], [20, 1]]
+    assert reward.argmax().item() == 8 * 8 + 3
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        ActionSpec("multi_discrete", "<i8", (2,), (3, 2)),
+        ActionSpec("box", "<f4", (2,), low=(-1.0, -1.0), high=(1.0, 1.0)),
+    ],
+    ids=["multi_discrete", "box"],
+)
+def test_every_kind_of_action_can_be_read_off(action: ActionSpec, record: Record) -> None:
+    spec = EnvSpec("a", (VECTOR, ArraySpec("pixels", "|u1", (10, 10, 3))), action)
+    module = curiosity(spec, network={"name": "minatar_cnn"})
+    batch = to_batch(record(build_policy({}, spec, 0), spec), CPU)
+    first = module.learn(batch)[1]["inverse_loss"]
+    for _ in range(20):
+        last = module.learn(batch)[1]["inverse_loss"]
+    assert last < first
+
+
+def test_the_policy_learns_from_the_intrinsic_reward(cartpole: EnvSpec, record: Record) -> None:
+    arrays = record(build_policy({}, cartpole, 0), cartpole)
+    weights = []
+    for section in ({}, {"curiosity": {"hidden": 16, "weight": 1.0}}):
+        policy = A2C.make_actor(section, {}, cartpole, 0)
+        A2C(section, OptimizerConfig(), policy, 0).learn(to_batch(arrays, CPU), 0.0)
+        weights.append(pack_weights(policy))
+    assert (weights[0] != weights[1]).any()
