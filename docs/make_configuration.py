@@ -18,7 +18,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.config import CheckpointConfig, Config, HerConfig, TableConfig
+from common.config import CheckpointConfig, Config, HerConfig, MixConfig, TableConfig
 from common.rl.networks import BUILT_IN, NetworkConfig
 from common.rl.registry import ALGORITHMS
 
@@ -54,6 +54,8 @@ RULES = """\
   that works.
 - `n_step` above 1 wants `discount`, and `sequence` a `period` that is a multiple of `rollout.unroll`. Sequences, and
   transitions of n steps, want a `capacity` in which one fits for each environment.
+- `learner.replayed.table` names a table of kind `unrolls` among `rollout.tables`, beside an asynchronous `fifo` one.
+- `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or another table than `fifo`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
@@ -69,6 +71,7 @@ SECTIONS = {
     "replay.tables.<name>": "One table. The name is yours; the default job has one, `experience`.",
     "replay.tables.<name>.her": "Hindsight: what replaces the goals of transitions (Andrychowicz et al., 2017).",
     "learner": "The update and what surrounds it.",
+    "learner.replayed": "Stored unrolls that are mixed into each batch of new ones, as LASER wants them.",
     "learner.checkpoint": "When checkpoints are written and how many are kept.",
     "stop": "When the job is done: at the first of these that holds.",
     "net": (
@@ -92,20 +95,8 @@ ALGORITHM = (
 MEANINGS = {
     "replay.tables": "the tables by name",
     "replay.tables.<name>.her": "see below",
+    "learner.replayed": "see below",
     "learner.checkpoint": "see below",
-    "algorithm.name": "the algorithm",
-    "algorithm.discount": "what a reward is worth one step later",
-    "algorithm.lam": "λ of the generalised advantages; 1: discounted returns less the value",
-    "algorithm.clip": "ε of the clipped ratio",
-    "algorithm.clip_schedule": "linear: ε falls to 0 at the end of the job",
-    "algorithm.epochs": "passes over each batch",
-    "algorithm.minibatches": "minibatches per pass",
-    "algorithm.value_weight": "weight of the mean squared value error",
-    "algorithm.value_clip": "how far a value may move in one update; null: no limit",
-    "algorithm.entropy": "weight of the entropy bonus",
-    "algorithm.normalize_advantages": "to mean 0 and std 1",
-    "algorithm.normalize_returns": "divide rewards by the running std of discounted returns",
-    "algorithm.target_kl": "the update ends after the first pass whose mean KL exceeds this; null: never",
 }
 
 
@@ -135,6 +126,7 @@ def page() -> str:
             parts.append(_section("replay.tables.<name>", TableConfig))
             parts.append(_section("replay.tables.<name>.her", HerConfig))
         if name == "learner":
+            parts.append(_section("learner.replayed", MixConfig))
             parts.append(_section("learner.checkpoint", CheckpointConfig))
     parts.append(_section("network", NetworkConfig))
     parts.append(f"## `algorithm`\n\n{ALGORITHM}\n")

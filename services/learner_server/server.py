@@ -35,7 +35,7 @@ class Learner:
         self._shards = shards
         self._record = Record(context, run_dir)
         self._tally = self._record.tally
-        self._fifo = self._config.replay.tables[self._config.learner.table].kind == "fifo"
+        self._kind = self._config.replay.tables[self._config.learner.table].kind
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self._started = time.monotonic()
         self._elapsed_before = 0.0
@@ -89,7 +89,7 @@ class Learner:
         for part in draw.parts:
             self._record.metrics.episodes.inc(self._tally.merge(part.batch.arrays))
         unrolls = [unroll for part in draw.online for unroll in self._untrained(part.batch)]
-        if self._fifo and not unrolls:
+        if self._kind == "fifo" and not unrolls:
             feed.trained(trainer.updates)
             return
         began, loop = time.perf_counter(), asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class Learner:
             feed.trained(trainer.updates)
         if trainer.updates % self._config.learner.publish_every == 0:
             self._publish(trainer)
-        if update.priorities is not None:
+        if update.priorities is not None and self._kind == "prioritized":
             await feed.prioritize(draw, update.priorities)
         self._record.account(update, trainer.updates, time.perf_counter() - began, feed.depth)
         if self._record.checkpoint_due:
@@ -115,7 +115,7 @@ class Learner:
         return self._tally.untrained(batch.arrays["origins"], split(batch.arrays, batch.unrolls))
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
-        if not self._fifo:
+        if self._kind != "fifo":
             arrays = join([part.batch for part in draw.online])
         elif draw.replayed:
             arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed])

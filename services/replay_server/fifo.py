@@ -68,6 +68,10 @@ class FifoTable:
         return len(self._queue)
 
     @property
+    def mass(self) -> float:
+        return float(len(self._queue))
+
+    @property
     def nbytes(self) -> int:
         return sum(item.unroll.nbytes for items in (self._queue, self._parked, self._kept) for item in items)
 

@@ -7,7 +7,7 @@ With p / q = samples_per_insert in lowest terms and f = ⌊q · error_buffer⌋,
 which an insert of n raises by p·n and a draw of n lowers by q·n. An insert is allowed while inserts < min_size, or if
 it leaves y ≤ f; a draw is allowed once inserts ≥ min_size, if it leaves y ≥ -f.
 
-With inserts of 1 to L and draws of 1 to M transitions the smallest error buffer that never deadlocks is
+With inserts of 1 to L steps and draws of 1 to M items the smallest error buffer that never deadlocks is
 ⌊(pL + qM)/2⌋ / q; docs/adr/0005-when-a-limiter-deadlocks.md proves it.
 """
 
@@ -20,7 +20,7 @@ from common.errors import ConfigError
 
 
 class RateLimiter:
-    """Counts transitions inserted and drawn, and holds their ratio near `samples_per_insert` (0: no coupling).
+    """Counts steps inserted and items drawn, and holds their ratio near `samples_per_insert` (0: no coupling).
 
     `largest_insert` and `largest_sample` bound one request. Raises ConfigError for an error buffer that would deadlock.
     """
@@ -61,11 +61,11 @@ class RateLimiter:
         return enough and (not self.coupled or self._y() - self._q * n >= -self._f)
 
     def inserted(self, n: int) -> None:
-        """Counts a granted insert of `n` transitions."""
+        """Counts a granted insert of `n` steps."""
         self.inserts += n
 
     def sampled(self, n: int) -> None:
-        """Counts a granted draw of `n` transitions."""
+        """Counts a granted draw of `n` items."""
         self.samples += n
 
     def check_insert(self, n: int) -> None:
@@ -81,7 +81,7 @@ class RateLimiter:
         """Raises ConfigError for a draw larger than the error buffer was checked for."""
         if self.coupled and n > self._largest_sample:
             raise ConfigError(
-                f"{n} transitions are asked of a table whose {self._key}.error_buffer was checked for at most "
+                f"{n} items are asked of a table whose {self._key}.error_buffer was checked for at most "
                 f"{self._largest_sample}: it could deadlock",
                 "give replay-server the same learner.batch as the learner",
             )
@@ -91,13 +91,13 @@ class RateLimiter:
 
     def why_sample_waits(self) -> str:
         if self.inserts < self._min_size:
-            return f"{self.inserts} of min_size={self._min_size} transitions"
+            return f"{self.inserts} of min_size={self._min_size} steps"
         return f"{self._counts()} is as far as draws may run ahead"
 
     def _counts(self) -> str:
         ratio, buffer = self._p / self._q, self._f / self._q
         return (
-            f"{self.samples} drawn of {self.inserts} transitions "
+            f"{self.samples} items drawn of {self.inserts} steps "
             f"(samples_per_insert={ratio:g}, error_buffer={buffer:g}, min_size={self._min_size})"
         )
 
@@ -114,7 +114,7 @@ class RateLimiter:
             works = math.nextafter(works, math.inf)
         raise ConfigError(
             f"{self._key}.error_buffer={error_buffer:g} would deadlock as soon as an insert of {self._largest_insert} "
-            f"transitions and a draw of {self._largest_sample} each have to wait for the other",
+            f"steps and a draw of {self._largest_sample} each have to wait for the other",
             f"set it to at least {works!r}, or {self._key}.samples_per_insert to 0 for no limit",
         )
 

@@ -1,49 +1,57 @@
-"""The uniform table: stores unrolls and draws single transitions from them, as the rate limiter allows.
+"""The ring table: stores unrolls and draws items from them, as the rate limiter allows.
 
-A state machine without I/O or clock: requests go in, `poll` gives the answers that are due. Knows no algorithm, and
-leaves to `columns.py` how transitions are kept.
+A state machine without I/O or clock: requests go in, `poll` gives the answers that are due. Knows no algorithm; how
+experience is kept, cut into items and chosen is `storage.py`'s, `items.py`'s and `selectors.py`'s.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
-from services.replay_server.columns import Columns
+from services.replay_server.items import PER_CHUNK, Items, kind_of
 from services.replay_server.rate_limiter import RateLimiter
+from services.replay_server.selectors import Prioritized, Uniform
+from services.replay_server.storage import Layout, Storage, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
-_UNTIMED = ("state.", "versions", "reward_before")
-_PER_EPISODE = ("final", "episode_")
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+_GOALS = {"observation.achieved_goal", "observation.desired_goal"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    token: Any
-    n: int
+@dataclass(slots=True)
+class _Stream:
+    """Where a stream stands: the ids [B] of its newest chunks, and what the table's items keep of it."""
+
+    life: int
+    number: int
+    ids: np.ndarray | None = None
+    memory: Arrays = field(default_factory=dict)
+
+
+class _Contents(NamedTuple):
+    storage: Storage
+    items: Items
 
 
 class RingTable:
-    """The newest `config.capacity` transitions, in columns of T = `unroll` steps; allocated at the first insert.
+    """The newest `config.capacity` steps, in chunks of T = `unroll`, and their items; allocated at the first insert.
 
-    `largest_insert` and `largest_sample` (transitions) bound one request where `samples_per_insert` couples both sides.
+    `largest_insert` (steps) and `largest_sample` (items) bound one request where `samples_per_insert` couples both
+    sides. `inserts` counts valid steps ever stored, `samples` items ever drawn, `stale` keys of priorities that came
+    too late, `lost` steps that a restored table has missed.
     """
 
     def __init__(
         self, name: str, config: TableConfig, unroll: int, largest_insert: int, largest_sample: int, seed: int
     ) -> None:
-        self._name = name
-        self._capacity = config.capacity
-        self._unroll = unroll
+        self._name, self._config, self._unroll = name, config, unroll
         self._limiter = RateLimiter(
             name,
             config.min_size,
@@ -53,26 +61,40 @@ class RingTable:
             largest_sample=largest_sample,
         )
         self._random = np.random.default_rng(seed)
-        self._columns: Columns | None = None
+        self._slots = max(1, config.capacity // unroll)
+        steps = self._slots * unroll
+        self._selector = Prioritized(steps, config.alpha) if config.kind == "prioritized" else Uniform(steps)
+        self._contents: _Contents | None = None
         self._layout: Layout = {}
         self._layout_of = ""
-        self._seen: dict[tuple[str, int], int] = {}
+        self._streams: dict[str, _Stream] = {}
         self._parked: deque[tuple[Unroll, Any]] = deque()
-        self._wanted: deque[_Wanted] = deque()
+        self._wanted: deque[tuple[int, Any]] = deque()
+        self._updates: deque[Arrays] = deque()
+        self._frozen = False
         self._held: tuple[str, ...] = ()
         self._polled = 0.0
         self.blocked_seconds = {"insert": 0.0, "sample": 0.0}
-        self.discarded = 0
+        self.discarded = self.stale = self.lost = 0
 
     @property
     def size(self) -> int:
-        """Valid transitions that can be drawn."""
-        return self._columns.size if self._columns else 0
+        """Items that can be drawn."""
+        return self._selector.size
+
+    @property
+    def mass(self) -> float:
+        """The sum of priority ** alpha over the items; their number where they have no priorities."""
+        return self._selector.mass
 
     @property
     def nbytes(self) -> int:
-        stored = self._columns.nbytes if self._columns else 0
-        return stored + sum(unroll.nbytes for unroll, _ in self._parked)
+        stored = self._selector.nbytes + sum(unroll.nbytes for unroll, _ in self._parked)
+        if self._contents is not None:
+            stored += self._contents.storage.nbytes + sum(
+                table.nbytes for table in self._contents.items.tables.values()
+            )
+        return stored
 
     @property
     def parked(self) -> int:
@@ -80,12 +102,10 @@ class RingTable:
 
     @property
     def inserts(self) -> int:
-        """Valid transitions ever stored."""
         return self._limiter.inserts
 
     @property
     def samples(self) -> int:
-        """Transitions ever drawn."""
         return self._limiter.samples
 
     def insert(self, unroll: Unroll, token: Any) -> bool:
@@ -94,15 +114,29 @@ class RingTable:
         return False
 
     def sample(self, n: int, version: int, token: Any) -> None:
-        """Asks for `n` transitions; a ring has no policy lag, so `version` does not matter to it.
+        """Asks for `n` items; a ring has no policy lag, so `version` does not matter to it.
 
-        Drawn.arrays: observation.<name> and next_observation.<name> [n, ...], action, reward, terminated, truncated and
-        extras.<name> [n, ...], keys [n] int64 and probabilities [n] float64, as `Columns.draw` says.
+        Drawn.arrays: what `items.py` gathers for the kind of item, and keys [n] int64 and probabilities [n] float64.
         """
         if n < 1:
-            raise ProtocolError(f"a Sample of {n} transitions", "ask for at least 1")
+            raise ProtocolError(f"a Sample of {n} items", "ask for at least 1")
         self._limiter.check_sample(n)
-        self._wanted.append(_Wanted(token, n))
+        self._wanted.append((n, token))
+
+    def update(self, arrays: Arrays, stale: bool = False) -> None:
+        """Sets, at the next `poll`, `priorities` [n] of the items that `keys` [n] int64 name, where they still are;
+        `stale` says that none is."""
+        keys, priorities = arrays.get("keys", np.zeros(0)), arrays.get("priorities", np.zeros(0))
+        if self._config.kind != "prioritized":
+            raise ProtocolError(f"table {self._name!r} has no priorities", "send none to this table")
+        if keys.dtype != np.int64 or priorities.dtype.kind != "f" or keys.ndim != 1 or keys.shape != priorities.shape:
+            raise ProtocolError("priorities without keys", "send keys [n] int64 and as many priorities")
+        if not np.isfinite(priorities).all() or priorities.min(initial=0.0) < 0:
+            raise ProtocolError("priorities that are not all finite and at least 0", "send absolute errors")
+        if stale:
+            self.stale += len(keys)
+        else:
+            self._updates.append(arrays)
 
     def learner_gone(self) -> None:
         """Drops the Samples that wait: nobody is there to take their answers."""
@@ -118,61 +152,51 @@ class RingTable:
         for side in self._held:
             self.blocked_seconds[side] += now - self._polled
         answers: list[Answer] = []
-        while answer := self._store_next() or self._draw_next():
-            answers.append(answer)
+        if not self._frozen:
+            while self._updates:
+                self._apply(self._updates.popleft())
+            while answer := self._store_next() or self._draw_next():
+                answers.append(answer)
         self._polled = now
         self._held = tuple(side for side, queue in (("insert", self._parked), ("sample", self._wanted)) if queue)
         return answers
 
     def reasons(self) -> Iterable[tuple[Any, str]]:
         """Gives the tokens of waiting requests, each with what it waits for."""
-        for wanted in self._wanted:
-            yield wanted.token, self._limiter.why_sample_waits()
+        frozen = "the table is being written to its checkpoint" if self._frozen else ""
+        for n, token in self._wanted:
+            limited = "no item is complete" if self._limiter.may_sample(n) else self._limiter.why_sample_waits()
+            yield token, frozen or limited
         for _, token in self._parked:
-            yield token, self._limiter.why_insert_waits()
-
-    def _store_next(self) -> Stored | None:
-        if not self._parked:
-            return None
-        unroll, token = self._parked[0]
-        stream = (unroll.slot, unroll.life)
-        if unroll.number > self._seen.get(stream, -1):
-            n = int(np.count_nonzero(unroll.arrays["valid"]))
-            if not self._limiter.may_insert(n):
-                return None
-            self._allocated(unroll.arrays).put(unroll.arrays)
-            self._limiter.inserted(n)
-            self._seen[stream] = unroll.number
-        self._parked.popleft()
-        return Stored(token, 0)
-
-    def _draw_next(self) -> Drawn | None:
-        if not self._wanted or self._columns is None or not self._limiter.may_sample(self._wanted[0].n):
-            return None
-        wanted = self._wanted.popleft()
-        self._limiter.sampled(wanted.n)
-        return Drawn(wanted.token, arrays=self._columns.draw(wanted.n, self._random))
-
-    def _allocated(self, arrays: Arrays) -> Columns:
-        if self._columns is None:
-            slots = max(arrays["reward"].shape[1], self._capacity // self._unroll)
-            self._columns = Columns(slots, self._unroll, arrays)
-        return self._columns
+            yield token, frozen or self._limiter.why_insert_waits()
 
     def check(self, unroll: Unroll) -> None:
-        """Raises ProtocolError if its arrays are unlike the first unroll's, ConfigError if it is too large."""
+        """Raises ProtocolError if its arrays are unlike the first unroll's, ConfigError if it does not fit."""
         steps, columns = unroll.arrays["reward"].shape
         index = unroll.arrays.get("final_index", ())
         if steps != self._unroll:
             raise ProtocolError(
-                f"{unroll.slot} sends unrolls of {steps} steps, table {self._name!r} has columns of {self._unroll}",
+                f"{unroll.slot} sends unrolls of {steps} steps, table {self._name!r} has chunks of {self._unroll}",
                 "set the same rollout.unroll for env-servers and replay-server",
             )
         if len(np.unique(index)) != len(index):
             raise ProtocolError(f"{unroll.slot} sends two last observations of one step", "list each step once")
         self._limiter.check_insert(steps * columns)
-        layout = _layout(unroll.arrays)
-        self._layout, self._layout_of = self._layout or layout, self._layout_of or unroll.slot
+        layout = layout_of(unroll.arrays)
+        stack = max((stack for _, _, stack in layout.values()), default=1)
+        if stack > steps + 1:
+            raise ConfigError(f"rollout.unroll={steps} is too short for stacks of {stack}", f"set it to {stack - 1}")
+        if columns > self._slots:
+            raise ConfigError(
+                f"replay.tables.{self._name}.capacity={self._config.capacity} cannot hold an unroll of {steps} steps "
+                f"of {columns} environments",
+                f"set it to at least {steps * columns}",
+            )
+        if self._config.her.k and not layout.keys() >= _GOALS:
+            raise ProtocolError(f"{unroll.slot} sends no goals to table {self._name!r}", "set its her.k to 0")
+        if self._contents is None:
+            self._layout, self._layout_of = layout, unroll.slot
+            self._allocate()
         for name in sorted(layout.keys() | self._layout.keys()):
             if layout.get(name) != self._layout.get(name):
                 raise ProtocolError(
@@ -180,21 +204,99 @@ class RingTable:
                     f"{_show(self._layout.get(name))} from {self._layout_of}",
                     "run the same environment, network and version everywhere",
                 )
-        if columns > self._allocated(unroll.arrays).slots:
-            raise ConfigError(
-                f"replay.tables.{self._name}.capacity={self._capacity} cannot hold an unroll of {steps} steps of "
-                f"{columns} environments",
-                f"set it to at least {steps * columns}",
-            )
+
+    def freeze(self) -> dict[str, Any]:
+        """Gives all that `restore` takes; it stays as it is until `thaw`."""
+        self._frozen = True
+        storage, items = self._contents or (None, None)
+        return {
+            "settings": [self._config.model_dump(mode="json"), self._unroll],
+            "layout": [self._layout_of, self._layout],
+            "random": self._random.bit_generator.state,
+            "counts": [self.inserts, self.samples, self.stale, self.lost],
+            "streams": {slot: [s.life, s.number, s.ids, s.memory] for slot, s in self._streams.items()},
+            "selector": self._selector.state(),
+            "storage": storage and storage.state(),
+            "items": items and items.tables,
+        }
+
+    def thaw(self) -> None:
+        """Lets `poll` go on."""
+        self._frozen = False
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Puts an empty table where `freeze` saw one; False, and nothing done, if that had other settings."""
+        if state["settings"] != [self._config.model_dump(mode="json"), self._unroll]:
+            return False
+        self._layout_of, layout = state["layout"]
+        self._layout = {name: (dtype, tuple(shape), stack) for name, (dtype, shape, stack) in layout.items()}
+        self._random.bit_generator.state = state["random"]
+        self._limiter.inserts, self._limiter.samples, self.stale, self.lost = state["counts"]
+        self._streams = {slot: _Stream(*stream) for slot, stream in state["streams"].items()}
+        self._selector.restore(state["selector"])
+        if self._layout:
+            storage, items = self._allocate()
+            storage.restore(state["storage"])
+            for name, table in items.tables.items():
+                table[:] = state["items"][name]
+        return True
+
+    def _allocate(self) -> _Contents:
+        kind = kind_of(self._config)
+        storage = Storage(self._slots, self._unroll, self._layout, PER_CHUNK.get(kind, ()))
+        self._contents = _Contents(storage, kind(storage, self._config))
+        return self._contents
+
+    def _apply(self, arrays: Arrays) -> None:
+        keys, updated = arrays["keys"], 0
+        if self._contents is not None and isinstance(self._selector, Prioritized):
+            storage = self._contents.storage
+            here = (keys >= storage.oldest) & (keys < storage.newest)
+            updated = self._selector.update(keys[here] % storage.capacity, arrays["priorities"][here])
+        self.stale += len(keys) - updated
+
+    def _store_next(self) -> Stored | None:
+        if not self._parked:
+            return None
+        unroll, token = self._parked[0]
+        stream = self._streams.get(unroll.slot)
+        if stream is None or stream.life != unroll.life or unroll.number > stream.number:
+            n = int(np.count_nonzero(unroll.arrays["valid"]))
+            # Until an item is complete no draw can make room.
+            if self.size and not self._limiter.may_insert(n):
+                return None
+            self._store(unroll, stream)
+            self._limiter.inserted(n)
+        self._parked.popleft()
+        return Stored(token, 0)
+
+    def _store(self, unroll: Unroll, stream: _Stream | None) -> None:
+        assert self._contents is not None
+        storage, items = self._contents
+        steps, columns = unroll.arrays["reward"].shape
+        missed = unroll.number - stream.number - 1 if stream and stream.life == unroll.life else -1
+        self.lost += max(0, missed) * steps * columns
+        if stream is None or missed or stream.ids is None or len(stream.ids) != columns:
+            stream = self._streams[unroll.slot] = _Stream(unroll.life, unroll.number)
+        stream.number = unroll.number
+        stream.ids, overwritten = storage.put(unroll.arrays, stream.ids)
+        for positions in overwritten:
+            self._selector.clear(positions)
+        self._selector.add(*items.complete(stream.ids, unroll.number, stream.memory))
+
+    def _draw_next(self) -> Drawn | None:
+        if not self._wanted or self._contents is None or not self.size:
+            return None
+        n, token = self._wanted[0]
+        if not self._limiter.may_sample(n):
+            return None
+        self._wanted.popleft()
+        self._limiter.sampled(n)
+        storage, items = self._contents
+        positions, probabilities = self._selector.draw(n, storage.filled, self._random)
+        arrays = items.gather(positions, self._random)
+        return Drawn(token, arrays=arrays | {"keys": storage.ids(positions), "probabilities": probabilities})
 
 
-def _layout(arrays: Arrays) -> Layout:
-    """Gives each array's dtype and its shape per step and environment; those whose length varies are left out."""
-    fixed = {name: array for name, array in arrays.items() if not name.startswith(_PER_EPISODE)}
-    return {
-        name: (array.dtype.str, array.shape[1 if name.startswith(_UNTIMED) else 2 :]) for name, array in fixed.items()
-    }
-
-
-def _show(layout: tuple[str, tuple[int, ...]] | None) -> str:
+def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
     return "nothing" if layout is None else f"{layout[0]} {layout[1]}"

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from common.config import Config, TableConfig
-from common.errors import ProtocolError
+from common.errors import ConfigError, ProtocolError
 from common.messages import (
     PROTOCOL,
     Batch,
@@ -19,6 +20,7 @@ from common.messages import (
     Hello,
     Insert,
     Inserted,
+    Ok,
     Sample,
     UpdatePriorities,
     Welcome,
@@ -27,6 +29,7 @@ from common.metrics import ReplayMetrics
 from common.service import Context, until_stopped
 from common.transport.server import Server, Ticket
 from common.types import EnvSpec
+from services.replay_server import checkpoint
 from services.replay_server.fifo import FifoTable
 from services.replay_server.ledger import Ledger
 from services.replay_server.ring import RingTable
@@ -64,9 +67,16 @@ class ReplayServer:
         self._spec_of = ""
         self._learner: int | None = None
         self._learner_hello: Ticket | None = None
+        self._rings = {name: table for name, table in self._tables.items() if isinstance(table, RingTable)}
+        self._lost = dict.fromkeys(self._rings, 0)
+        self._restore()
         self.finished = asyncio.Event()
         self.server = Server(
-            config.net.experience[0], self._handle, net=config.net, metrics=context.metrics, gone=self._gone
+            config.net.experience[context.index % len(config.net.experience)],
+            self._handle,
+            net=config.net,
+            metrics=context.metrics,
+            gone=self._gone,
         )
 
     async def poll_forever(self) -> None:
@@ -78,6 +88,38 @@ class ReplayServer:
                 for token, reason in table.reasons():
                     (token.ticket if isinstance(token, _Pending) else token).reason = reason
                 self._measure(name, table)
+
+    async def checkpoint_forever(self) -> None:
+        """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""
+        while True:
+            await asyncio.sleep(self._context.config.replay.checkpoint_s)
+            for name, table in self._rings.items():
+                state = table.freeze()
+                try:
+                    await asyncio.to_thread(checkpoint.write, self._path(name), {"time": time.time(), "table": state})
+                    table.thaw()
+                    self._poll(name)
+                    await asyncio.to_thread(checkpoint.commit, self._path(name))
+                except OSError as error:
+                    table.thaw()
+                    self._context.health.say(f"table {name} has no new checkpoint: {error}")
+
+    def _restore(self) -> None:
+        """Fills the rings from their checkpoints, saying aloud what they hold."""
+        for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
+            if (saved := checkpoint.read(self._path(name))) is None:
+                continue
+            said = "starts empty: its checkpoint was made with other settings"
+            if table.restore(saved["table"]):
+                said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
+                said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
+            self._lost[name] = table.lost
+            self._context.health.say(f"table {name} {said}")
+
+    def _path(self, name: str) -> Path:
+        if self._context.run_dir is None:
+            raise ConfigError("replay.checkpoint_s has no run directory to write to", "give --run-dir, or set it to 0")
+        return self._context.run_dir / "replay" / str(self._context.index) / name
 
     def _handle(self, ticket: Ticket) -> None:
         match ticket.message:
@@ -92,7 +134,9 @@ class ReplayServer:
                 self._table(sample.table).sample(sample.n, sample.version, ticket)
                 self._poll(sample.table)
             case UpdatePriorities() as update:
-                raise ProtocolError(f"table {update.table!r} has no priorities", "send none to this table")
+                self._check_learner(ticket)
+                self._update(update)
+                ticket.reply(Ok())
             case Finish() as finish:
                 self._check_learner(ticket)
                 self._finish(ticket, finish)
@@ -156,6 +200,13 @@ class ReplayServer:
                 self._count(pending)
             self._poll(name)
 
+    def _update(self, update: UpdatePriorities) -> None:
+        table = self._rings.get(update.table)
+        if table is None:
+            raise ProtocolError(f"table {update.table!r} has no priorities", "send none to this table")
+        # Keys of an earlier life may name other items now.
+        table.update(update.arrays, stale=update.life != self.server.life)
+
     def _count(self, pending: _Pending) -> None:
         if not pending.counted:
             pending.counted = True
@@ -187,9 +238,7 @@ class ReplayServer:
         for i, unroll in enumerate(answer.unrolls):
             arrays.update({f"{i}/{key}": array for key, array in unroll.arrays.items()})
         table = self._tables[name]
-        answer.token.reply(
-            Batch(len(answer.unrolls), table.size, float(table.size), table.discarded, answer.missing, arrays)
-        )
+        answer.token.reply(Batch(len(answer.unrolls), table.size, table.mass, table.discarded, answer.missing, arrays))
 
     def _finish(self, ticket: Ticket, finish: Finish) -> None:
         for name, table in self._tables.items():
@@ -218,6 +267,9 @@ class ReplayServer:
         m.bytes.labels(name).set(table.nbytes)
         m.queue_depth.labels(name).set(table.parked)
         m.ratio.labels(name).set(table.samples / table.inserts if table.inserts else 0.0)
+        if isinstance(table, RingTable) and table.lost > self._lost[name]:
+            self._lost[name] = table.lost
+            self._context.health.say(f"table {name} has lost {table.lost} steps that came after its checkpoint")
 
 
 def make_table(name: str, config: Config) -> Table:
@@ -225,6 +277,7 @@ def make_table(name: str, config: Config) -> Table:
     table: TableConfig = config.replay.tables[name]
     if table.kind == "fifo":
         return FifoTable(table.capacity, config.replay.max_policy_lag, config.replay.group_deadline_s)
+    _check(f"replay.tables.{name}", table, config)
     return RingTable(
         name,
         table,
@@ -233,6 +286,25 @@ def make_table(name: str, config: Config) -> Table:
         largest_sample=config.learner.batch,
         seed=config.run.seed,
     )
+
+
+def _check(key: str, table: TableConfig, config: Config) -> None:
+    """Raises ConfigError for a ring whose items could never be made."""
+    unroll = config.rollout.unroll
+    if table.n_step > 1 and table.discount is None:
+        raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
+    if table.sequence and (table.period == 0 or table.period % unroll):
+        raise ConfigError(
+            f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
+            f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
+        )
+    longest, envs = max(table.sequence, table.n_step), config.env.envs * config.env.groups * config.env.servers
+    needed = -(-(longest + 2 * unroll) * envs // config.replay.servers)
+    if longest > 1 and table.capacity < needed:
+        raise ConfigError(
+            f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
+            f"set it to at least {needed}",
+        )
 
 
 async def run(context: Context) -> None:
@@ -245,6 +317,7 @@ async def run(context: Context) -> None:
         context.stopping.set()
 
     try:
-        await until_stopped(context, [replay.poll_forever(), until_finished()])
+        checkpoints = [replay.checkpoint_forever()] if context.config.replay.checkpoint_s else []
+        await until_stopped(context, [replay.poll_forever(), until_finished(), *checkpoints])
     finally:
         replay.server.close()

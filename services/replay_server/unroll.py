@@ -72,8 +72,8 @@ def check_unroll(arrays: Arrays, spec: EnvSpec) -> None:
     if finals.size and not (finals.min() >= 0 and finals.max() < steps * envs):
         raise ProtocolError(f"final_index outside 0 to {steps * envs - 1}")
     for observation in spec.observations:
-        name, dtype, shape = observation.name, observation.dtype, observation.shape
-        _expect(arrays, f"observation.{name}", dtype, (steps + 1, envs, *shape))
+        name, dtype, shape, stack = observation.name, observation.dtype, observation.shape, observation.stack
+        _expect(arrays, f"observation.{name}", dtype, (steps + stack, envs, *(shape if stack == 1 else shape[1:])))
         if "final_index" in arrays:
             _expect(arrays, f"final.{name}", dtype, (finals.size, *shape))
     named = {f"{kind}.{observation.name}" for observation in spec.observations for kind in ("observation", "final")}

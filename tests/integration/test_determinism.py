@@ -13,7 +13,7 @@ from services.learner_server.checkpoint import find
 UPDATES = 50
 SLOTS = 2 * 4 * 16  # of one update: groups x environments x unroll, where a reset takes one and counts as no step
 TREE: dict[str, Any] = {
-    "env": {"id": "CartPole-v1", "groups": 2, "envs": 4},
+    "env": {"id": "gymnasium.envs.classic_control:CartPole-v1", "groups": 2, "envs": 4},
     "rollout": {"unroll": 16},
     "network": {"name": "mlp", "hidden": [32], "normalize_observations": True, "popart": True},
     "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},

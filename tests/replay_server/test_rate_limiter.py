@@ -101,7 +101,7 @@ def test_requests_larger_than_the_buffer_was_checked_for_are_refused_only_where_
     coupled.check_sample(4)
     with pytest.raises(ConfigError, match="an unroll of 5 steps"):
         coupled.check_insert(5)
-    with pytest.raises(ConfigError, match="5 transitions are asked"):
+    with pytest.raises(ConfigError, match="5 items are asked"):
         coupled.check_sample(5)
     free.check_insert(5)
     free.check_sample(5)

@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
@@ -64,11 +62,11 @@ def draw(table: RingTable, n: int) -> Arrays:
     return answer.arrays
 
 
-def transitions(drawn: Arrays) -> dict[float, tuple[float, int, float, bool, bool]]:
-    """Each transition drawn, under what was observed: (next observation, action, reward, terminated, truncated)."""
-    columns = (drawn[name] for name in ("action", "reward", "terminated", "truncated"))
+def transitions(drawn: Arrays) -> dict[float, tuple[float, int, float, float]]:
+    """Each transition drawn, under what was observed: (next observation, action, reward, discount)."""
+    columns = (drawn[name] for name in ("action", "reward", "discount"))
     rows = zip(drawn["observation.obs"][:, 0], drawn["next_observation.obs"][:, 0], *columns, strict=True)
-    return {float(o): (float(o2), int(a), float(r), bool(te), bool(tr)) for o, o2, a, r, te, tr in rows}
+    return {float(o): (float(o2), int(a), float(r), float(d)) for o, o2, a, r, d in rows}
 
 
 def test_a_drawn_transition_is_one_step_of_one_environment() -> None:
@@ -76,13 +74,13 @@ def test_a_drawn_transition_is_one_step_of_one_environment() -> None:
     assert put(table, 1, arrays_of(1)) == [Stored(1, 0)]
     drawn = draw(table, 100)
     assert transitions(drawn) == {
-        1.0: (2.0, 101, 0.5, False, False),
-        2.0: (3.0, 102, 1.0, False, False),
-        11.0: (12.0, 111, 5.5, False, False),
-        12.0: (13.0, 112, 6.0, False, False),
+        1.0: (2.0, 101, 0.5, 1.0),
+        2.0: (3.0, 102, 1.0, 1.0),
+        11.0: (12.0, 111, 5.5, 1.0),
+        12.0: (13.0, 112, 6.0, 1.0),
     }
     assert set(drawn) == {
-        *("observation.obs", "next_observation.obs", "action", "reward", "terminated", "truncated"),
+        *("observation.obs", "next_observation.obs", "action", "reward", "discount"),
         *("extras.logp", "keys", "probabilities"),
     }
     assert drawn["observation.obs"].shape == (100, 2)
@@ -99,10 +97,10 @@ def test_an_ended_episode_leads_to_its_true_last_observation() -> None:
     arrays = with_final(with_final(arrays_of(1), 1, 0, 70.0), 0, 1, 80.0, ended="terminated")
     put(table, 1, arrays)
     assert transitions(draw(table, 100)) == {
-        1.0: (2.0, 101, 0.5, False, False),
-        2.0: (70.0, 102, 1.0, False, True),
-        11.0: (80.0, 111, 5.5, True, False),
-        12.0: (13.0, 112, 6.0, False, False),
+        1.0: (2.0, 101, 0.5, 1.0),
+        2.0: (70.0, 102, 1.0, 1.0),
+        11.0: (80.0, 111, 5.5, 0.0),
+        12.0: (13.0, 112, 6.0, 1.0),
     }
 
 
@@ -112,37 +110,21 @@ def test_steps_that_are_not_valid_are_never_drawn() -> None:
     arrays["valid"][1, 0] = arrays["valid"][0, 1] = False
     put(table, 1, arrays)
     drawn = draw(table, 100)
-    assert transitions(drawn) == {1.0: (70.0, 101, 0.5, False, True), 12.0: (13.0, 112, 6.0, False, False)}
+    assert transitions(drawn) == {1.0: (70.0, 101, 0.5, 1.0), 12.0: (13.0, 112, 6.0, 1.0)}
     np.testing.assert_array_equal(drawn["probabilities"], np.full(100, 0.5))
     assert table.size == table.inserts == 2
 
 
 def test_a_last_observation_of_a_step_that_is_not_valid_is_not_kept() -> None:
-    table = make(capacity=4)
+    table = make()
     put(table, 1, arrays_of(1))
+    before = table.nbytes
     skipped = with_final(with_final(arrays_of(21), 0, 0, 70.0), 1, 0, 80.0)
     skipped["valid"][:] = False
     put(table, 2, skipped)
-    assert sorted(transitions(draw(table, 200)).items()) == [
-        (1.0, (2.0, 101, 0.5, False, False)),
-        (2.0, (3.0, 102, 1.0, False, False)),
-        (11.0, (12.0, 111, 5.5, False, False)),
-        (12.0, (13.0, 112, 6.0, False, False)),
-    ]
-
-
-def test_a_column_without_a_valid_step_takes_no_slot() -> None:
-    table = make(capacity=4)
-    put(table, 1, arrays_of(1))
-    half = with_final(arrays_of(21), 1, 1, 70.0)
-    half["valid"][:, 0] = False
-    put(table, 2, half)
-    assert sorted(transitions(draw(table, 200))) == [11.0, 12.0, 31.0, 32.0]
-    assert transitions(draw(table, 200))[32.0][0] == 70.0
-    nothing = arrays_of(41)
-    nothing["valid"][:] = False
-    assert put(table, 3, nothing) == [Stored(3, 0)]
-    assert sorted(transitions(draw(table, 200))) == [11.0, 12.0, 31.0, 32.0]
+    assert sorted(transitions(draw(table, 200))) == [1.0, 2.0, 11.0, 12.0]
+    # Both unrolls hold one newest observation a column, of which the first two are free again.
+    assert table.nbytes == before + 2 * (2 * 4 + 4)
 
 
 def test_the_oldest_columns_are_overwritten_with_their_last_observations() -> None:
@@ -154,8 +136,8 @@ def test_the_oldest_columns_are_overwritten_with_their_last_observations() -> No
     put(table, 3, arrays_of(41))
     drawn = transitions(draw(table, 200))
     assert sorted(drawn) == [21.0, 22.0, 31.0, 32.0, 41.0, 42.0, 51.0, 52.0]
-    assert drawn[41.0] == (42.0, 141, 20.5, False, False)
-    assert drawn[32.0] == (80.0, 132, 16.0, False, True)
+    assert drawn[41.0] == (42.0, 141, 20.5, 1.0)
+    assert drawn[32.0] == (80.0, 132, 16.0, 1.0)
     for number in range(4, 40):
         put(table, number, with_final(arrays_of(100 * number), number % 2, 0, 10_000.0 + number))
         drawn = transitions(draw(table, 200))
@@ -195,40 +177,6 @@ def test_the_same_seed_draws_the_same_transitions() -> None:
     np.testing.assert_array_equal(draw(one, 50)["keys"], draw(other, 50)["keys"])
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), steps=st.integers(1, 4), capacity=st.integers(1, 30))
-def test_every_transition_drawn_was_inserted_and_is_among_the_newest(
-    data: st.DataObject, steps: int, capacity: int
-) -> None:
-    config = TableConfig(kind="uniform", capacity=capacity)
-    table = RingTable("ring", config, steps, largest_insert=1, largest_sample=1, seed=0)
-    slots = 0
-    columns: list[dict[float, tuple[float, int, float, bool, bool]]] = []
-    for number in range(data.draw(st.integers(1, 12))):
-        envs = data.draw(st.integers(1, min(slots, 4) or 4))
-        slots = slots or max(envs, capacity // steps)
-        arrays = arrays_of(1000 * number, steps, envs)
-        flags = st.lists(st.sampled_from(["valid", "final", "skip"]), min_size=steps * envs, max_size=steps * envs)
-        steps_seen: list[dict[float, tuple[float, int, float, bool, bool]]] = [{} for _ in range(envs)]
-        for i, flag in enumerate(data.draw(flags)):
-            t, b = divmod(i, envs)
-            arrays["valid"][t, b] = flag != "skip"
-            seen = 1000 * number + t + 10 * b
-            following = seen + 1
-            if flag == "final":
-                following = seen + 500_000
-                with_final(arrays, t, b, following)
-            if flag != "skip":
-                steps_seen[b][seen] = (following, seen + 100, seen / 2, False, flag == "final")
-        columns += [column for column in steps_seen if column]
-        put(table, number, arrays)
-        newest = {key: value for column in columns[-slots:] for key, value in column.items()}
-        assert table.size == len(newest) <= max(capacity, slots * steps)
-        if newest:
-            drawn = transitions(draw(table, 8))
-            assert drawn.items() <= newest.items()
-
-
 def test_an_unroll_inserted_twice_is_answered_and_stored_once() -> None:
     table = make()
     put(table, 5, arrays_of(1))
@@ -245,7 +193,7 @@ def test_a_draw_waits_for_min_size_and_says_so() -> None:
     table.sample(4, 0, "draw")
     assert table.poll(0.0) == []
     assert put(table, 1, arrays_of(1)) == [Stored(1, 0)]
-    assert list(table.reasons()) == [("draw", "4 of min_size=5 transitions")]
+    assert list(table.reasons()) == [("draw", "4 of min_size=5 steps")]
     stored, drawn = put(table, 2, arrays_of(21))
     assert stored == Stored(2, 0)
     assert isinstance(drawn, Drawn)
@@ -256,11 +204,13 @@ def test_a_draw_waits_for_min_size_and_says_so() -> None:
 def test_inserts_wait_in_order_until_draws_catch_up() -> None:
     table = make(min_size=4, samples_per_insert=1.0, error_buffer=4.0)
     for number in range(1, 5):
-        table.insert(Unroll("env-0/0", 1, number, 0, arrays_of(20 * number)), number)
+        unroll = Unroll("env-0/0", 1, number, 0, arrays_of(20 * number))
+        table.check(unroll)
+        table.insert(unroll, number)
     assert table.poll(10.0) == [Stored(1, 0), Stored(2, 0)]
     assert table.parked == 2
     reason = (
-        "0 drawn of 8 transitions (samples_per_insert=1, error_buffer=4, min_size=4) is as far as draws may fall behind"
+        "0 items drawn of 8 steps (samples_per_insert=1, error_buffer=4, min_size=4) is as far as draws may fall behind"
     )
     assert list(table.reasons()) == [(3, reason), (4, reason)]
     table.sample(4, 0, "draw")
@@ -281,7 +231,7 @@ def test_draws_wait_for_inserts_and_the_time_is_counted() -> None:
     table.sample(3, 0, "next")
     table.poll(5.0)
     assert dict(table.reasons())["next"] == (
-        "4 drawn of 4 transitions (samples_per_insert=1, error_buffer=4, min_size=4) is as far as draws may run ahead"
+        "4 items drawn of 4 steps (samples_per_insert=1, error_buffer=4, min_size=4) is as far as draws may run ahead"
     )
     table.poll(6.0)
     table.insert(Unroll("env-0/0", 1, 2, 0, arrays_of(21)), 2)
@@ -305,7 +255,7 @@ def test_what_is_stored_does_not_change_with_the_message_it_came_in() -> None:
     put(table, 1, arrays)
     for array in arrays.values():
         array.fill(0)
-    assert transitions(draw(table, 100))[1.0] == (70.0, 101, 0.5, False, True)
+    assert transitions(draw(table, 100))[1.0] == (70.0, 101, 0.5, 1.0)
 
 
 def test_an_unroll_unlike_the_first_is_refused_naming_both() -> None:
@@ -329,7 +279,7 @@ def test_an_unroll_unlike_the_first_is_refused_naming_both() -> None:
 
 def test_an_unroll_that_does_not_fit_is_refused() -> None:
     table = make()
-    with pytest.raises(ProtocolError, match="unrolls of 3 steps, table 'ring' has columns of 2"):
+    with pytest.raises(ProtocolError, match="unrolls of 3 steps, table 'ring' has chunks of 2"):
         put(table, 1, arrays_of(1, steps=3))
     put(table, 1, arrays_of(1))
     with pytest.raises(ConfigError, match=r"replay\.tables\.ring\.capacity=8 cannot hold .*set it to at least 10"):
@@ -339,9 +289,9 @@ def test_an_unroll_that_does_not_fit_is_refused() -> None:
     coupled = make(samples_per_insert=1.0, error_buffer=4.0)
     with pytest.raises(ConfigError, match="an unroll of 6 steps"):
         put(coupled, 1, arrays_of(1, envs=3))
-    with pytest.raises(ConfigError, match="5 transitions are asked"):
+    with pytest.raises(ConfigError, match="5 items are asked"):
         coupled.sample(5, 0, "draw")
-    with pytest.raises(ProtocolError, match="a Sample of 0 transitions"):
+    with pytest.raises(ProtocolError, match="a Sample of 0 items"):
         coupled.sample(0, 0, "draw")
 
 
@@ -353,3 +303,95 @@ def test_last_observations_take_memory_only_as_they_come() -> None:
     for number in range(2, 7):
         put(table, number, with_final(arrays_of(20 * number), 0, 0, 70.0))
     assert before + 5 * row <= table.nbytes <= before + 10 * row
+
+
+def test_inserts_go_on_until_an_item_is_complete_whatever_the_limiter_says() -> None:
+    table = make(capacity=80, n_step=5, discount=0.5, samples_per_insert=1.0, error_buffer=4.0)
+    for number in range(1, 4):
+        assert put(table, number, arrays_of(20 * number)) == [Stored(number, 0)]
+        if number < 3:
+            assert table.size == 0
+    assert table.size == 4
+    assert put(table, 4, arrays_of(80)) == []
+    for answered in ([Drawn], [Drawn], [Drawn, Stored]):
+        table.sample(4, 0, "draw")
+        assert [type(answer) for answer in table.poll(0.0)] == answered
+
+
+def prioritized(**settings: float) -> RingTable:
+    return make(kind="prioritized", **settings)
+
+
+def test_priorities_decide_how_often_an_item_is_drawn() -> None:
+    table = prioritized(alpha=0.5)
+    put(table, 1, arrays_of(1))
+    drawn = draw(table, 400)
+    by_seen = dict(zip(drawn["observation.obs"][:, 0].tolist(), drawn["keys"].tolist(), strict=True))
+    keys = np.array([by_seen[seen] for seen in (1.0, 2.0, 11.0, 12.0)])
+    table.update({"keys": keys, "priorities": np.array([1.0, 4.0, 9.0, 16.0], np.float32)})
+    drawn = draw(table, 1000)
+    assert table.mass == 10.0
+    for seen, share in ((1.0, 0.1), (2.0, 0.2), (11.0, 0.3), (12.0, 0.4)):
+        chosen = drawn["observation.obs"][:, 0] == seen
+        # Strata of equal mass leave less than one draw at each edge to chance.
+        assert abs(np.count_nonzero(chosen) - 1000 * share) <= 2
+        np.testing.assert_allclose(drawn["probabilities"][chosen], share)
+    put(table, 2, arrays_of(21))
+    assert table.mass == 10.0 + 4 * 4.0
+
+
+def test_priorities_of_items_overwritten_meanwhile_are_ignored_and_counted() -> None:
+    table = prioritized(capacity=4)
+    put(table, 1, arrays_of(1))
+    old = draw(table, 40)["keys"]
+    put(table, 2, arrays_of(21))
+    table.update({"keys": old, "priorities": np.full(40, 99.0)})
+    table.poll(0.0)
+    assert table.stale == 40
+    assert table.mass == 4.0
+    fresh = draw(table, 40)["keys"]
+    table.update({"keys": np.append(fresh[:1], [-5, 1 << 60]), "priorities": np.array([0.0, 9.0, 9.0])})
+    table.poll(0.0)
+    assert table.stale == 42
+    assert 3.0 < table.mass < 3.001
+
+
+def test_a_key_that_names_no_item_makes_none_of_it() -> None:
+    table = prioritized()
+    arrays = arrays_of(1)
+    arrays["valid"][0, 0] = False
+    put(table, 1, arrays)
+    table.update({"keys": np.array([0]), "priorities": np.array([9.0])})
+    assert sorted(transitions(draw(table, 100))) == [2.0, 11.0, 12.0]
+    assert table.stale == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "priorities", "message"),
+    [
+        ([0], [float("nan")], "not all finite"),
+        ([0], [-1.0], "at least 0"),
+        ([0, 1], [1.0], "priorities without keys"),
+        ([0.5], [1.0], "priorities without keys"),
+        ([[0]], [[1.0]], "priorities without keys"),
+    ],
+)
+def test_priorities_that_cannot_be_meant_are_refused(keys: list[int], priorities: list[float], message: str) -> None:
+    table = prioritized()
+    put(table, 1, arrays_of(1))
+    with pytest.raises(ProtocolError, match=message):
+        table.update({"keys": np.array(keys), "priorities": np.array(priorities)})
+    with pytest.raises(ProtocolError, match="table 'ring' has no priorities"):
+        make().update({"keys": np.array([0]), "priorities": np.array([1.0])})
+    assert table.mass == 4.0
+
+
+def test_a_table_that_is_full_takes_no_more_memory() -> None:
+    table = prioritized(capacity=40, n_step=3, discount=0.9)
+    sizes = set()
+    for number in range(1, 200):
+        put(table, number, with_final(arrays_of(20 * number), number % 2, 0, 70.0))
+        if number > 20:
+            sizes.add(table.nbytes)
+            table.update({"keys": draw(table, 4)["keys"], "priorities": np.full(4, 2.0)})
+    assert len(sizes) == 1

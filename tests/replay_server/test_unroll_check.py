@@ -107,3 +107,11 @@ def test_rewards_that_are_no_table_of_steps_and_environments_are_refused(shape: 
 def test_the_bytes_of_an_unroll_are_those_of_its_arrays() -> None:
     arrays = {"a": np.zeros(3, np.float32), "b": np.zeros((2, 2), np.int64)}
     assert Unroll("e/0", 1, 1, 0, arrays).nbytes == 12 + 32
+
+
+def test_stacks_come_as_single_frames_and_true_last_ones_whole() -> None:
+    walls = ArraySpec("walls", "|u1", (3, 3), stack=3)
+    spec = EnvSpec("Maze-v0", (SPEC.observations[0], walls), SPEC.action)
+    check_unroll(good() | {"observation.walls": np.zeros((T + 3, B, 3), np.uint8)}, spec)
+    with pytest.raises(ProtocolError, match=r"observation\.walls .* says \|u1 \(8, 3, 3\)"):
+        check_unroll(good(), spec)

@@ -1,0 +1,163 @@
+"""Which items a draw takes: uniform, or by priority. Knows positions of a storage, and nothing of what lies there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_FAN = 16
+# One running sum over this many is cheaper than another level.
+_TOP = 4096
+# So that no item is lost for ever, however small its error was once.
+_LEAST = 1e-8
+
+
+class SumTree:
+    """Non-negative weights [size], float64, and what they sum to in blocks; every batch costs a few array operations.
+
+    Sums are made anew from what is below them, so rounding errors do not add up.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._levels = [np.zeros(_blocks(size) * _FAN)]
+        while len(self._levels[-1]) > _TOP:
+            self._levels.append(np.zeros(_blocks(len(self._levels[-1]) // _FAN) * _FAN))
+        self.weights, self.nbytes = self._levels[0], sum(level.nbytes for level in self._levels)
+        self._ones = np.ones(_FAN)
+        self._running = np.triu(np.ones((_FAN, _FAN)))
+
+    @property
+    def total(self) -> float:
+        return float(self._levels[-1].sum())
+
+    def set(self, index: np.ndarray, weights: np.ndarray | float) -> None:
+        """Gives the items at `index` [n] their weights; of an item that comes twice, the last one stands."""
+        self.weights[index] = weights
+        for below, above in zip(self._levels, self._levels[1:], strict=False):
+            index = index // _FAN
+            if len(index) > 1:
+                # Neighbours share a block: what was inserted together is summed once.
+                index = index[np.append(True, index[1:] != index[:-1])]
+            above[index] = below.reshape(-1, _FAN).take(index, axis=0) @ self._ones
+
+    def draw(self, n: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Gives `n` indices, one from each of n equal strata of the total (> 0), and their weights."""
+        drawn = self._find((random.random(n) + np.arange(n)) / n)
+        # Rounding at a block's edge can lead to a neighbour without weight.
+        while not (weights := self.weights.take(drawn)).all():
+            missed = np.flatnonzero(weights == 0)
+            drawn[missed] = self._find(random.random(len(missed)))
+        return drawn, weights
+
+    def _find(self, share: np.ndarray) -> np.ndarray:
+        top = self._levels[-1]
+        sums = top.cumsum()
+        left = share * sums[-1]
+        block: np.ndarray = np.minimum(sums.searchsorted(left, side="right"), len(top) - 1)
+        left -= sums.take(block) - top.take(block)
+        rows = np.arange(len(share)) * _FAN
+        for level in self._levels[-2::-1]:
+            weights = level.reshape(-1, _FAN).take(block, axis=0)
+            running = weights @ self._running
+            np.minimum(left, running[:, -1] * (1 - 1e-15), out=left)
+            child = (running > left[:, None]).argmax(axis=1)
+            block = block * _FAN + child
+            child += rows
+            left -= running.ravel().take(child) - weights.ravel().take(child)
+        return block
+
+
+def _blocks(size: int) -> int:
+    return math.ceil(size / _FAN)
+
+
+class Uniform:
+    """Every item alike."""
+
+    def __init__(self, capacity: int) -> None:
+        self._ready = np.zeros(capacity, np.bool_)
+        self.size, self.nbytes = 0, capacity
+
+    @property
+    def mass(self) -> float:
+        return float(self.size)
+
+    def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
+        """Makes new items drawable, which enter in one call once each."""
+        self._ready[positions] = True
+        self.size += len(positions)
+
+    def clear(self, positions: np.ndarray) -> None:
+        """Takes away the items at `positions`, if there are any."""
+        self.size -= int(np.count_nonzero(self._ready[positions]))
+        self._ready[positions] = False
+
+    def draw(self, n: int, filled: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Gives positions [n], with replacement, and the probability of each; items lie at positions < `filled`."""
+        drawn = random.integers(filled, size=n)
+        if self.size < filled:
+            drawn = drawn[self._ready.take(drawn)]
+            while len(drawn) < n:
+                more = random.integers(filled, size=math.ceil((n - len(drawn)) * filled / self.size) + 8)
+                drawn = np.append(drawn, more[self._ready.take(more)])[:n]
+        return drawn, np.full(n, 1.0 / self.size)
+
+    def state(self) -> dict[str, Any]:
+        return {"ready": self._ready, "size": self.size}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ready[:] = state["ready"]
+        self.size = state["size"]
+
+
+class Prioritized:
+    """Items in proportion to priority ** alpha (Schaul et al., 2016); new ones enter at the largest priority so far."""
+
+    def __init__(self, capacity: int, alpha: float) -> None:
+        self._tree = SumTree(capacity)
+        self._alpha = alpha
+        self._largest = 1.0
+        self.size, self.nbytes = 0, self._tree.nbytes
+
+    @property
+    def mass(self) -> float:
+        return self._tree.total
+
+    def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
+        """Makes new items drawable; a priority of nan, or none, is the largest."""
+        if priorities is None:
+            self._tree.set(positions, self._largest**self._alpha)
+        else:
+            self._set(positions, np.where(np.isnan(priorities), self._largest, priorities))
+        self.size += len(positions)
+
+    def clear(self, positions: np.ndarray) -> None:
+        """Takes away the items at `positions`, if there are any."""
+        self.size -= int(np.count_nonzero(self._tree.weights[positions]))
+        self._tree.set(positions, 0.0)
+
+    def update(self, positions: np.ndarray, priorities: np.ndarray) -> int:
+        """Sets priorities (finite, ≥ 0) of items; gives how many there were: a position without one is passed over."""
+        here = self._tree.weights.take(positions) > 0
+        self._set(positions[here], priorities[here])
+        return int(np.count_nonzero(here))
+
+    def draw(self, n: int, filled: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Gives positions [n], stratified, and the probability of each."""
+        drawn, weights = self._tree.draw(n, random)
+        return drawn, weights / self._tree.total
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self._tree.weights, "largest": self._largest, "size": self.size}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._tree.set(np.arange(len(state["weights"])), state["weights"])
+        self._largest, self.size = state["largest"], state["size"]
+
+    def _set(self, positions: np.ndarray, priorities: np.ndarray) -> None:
+        if len(positions):
+            self._largest = max(self._largest, float(priorities.max()))
+            self._tree.set(positions, np.maximum(priorities, _LEAST) ** self._alpha)

@@ -1,0 +1,268 @@
+"""A ring's checkpoint: what comes back, and what happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jobs import Service, short_dir, until, write_config
+from streams import World
+
+from common.config import Config, TableConfig, load
+from common.errors import ConfigError
+from common.messages import Batch, Insert, Inserted, Ok, Sample, UpdatePriorities
+from common.service import connect, make_context
+from common.transport.client import Client
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+from services.replay_server import checkpoint
+from services.replay_server.ring import RingTable
+from services.replay_server.server import make_table
+from services.replay_server.unroll import Drawn, Stored, Unroll
+
+KINDS: dict[str, dict[str, Any]] = {
+    "uniform": {"kind": "uniform"},
+    "prioritized": {"kind": "prioritized", "n_step": 3, "discount": 0.9},
+    "sequences": {"kind": "prioritized", "sequence": 6, "period": 3},
+    "unrolls": {"kind": "unrolls"},
+}
+LIMITS = {"capacity": 60, "min_size": 20, "samples_per_insert": 0.5, "error_buffer": 40.0}
+
+
+def table_of(settings: dict[str, Any], seed: int = 0) -> RingTable:
+    config = TableConfig.model_validate(LIMITS | settings)
+    return RingTable("ring", config, 3, largest_insert=9, largest_sample=8, seed=seed)
+
+
+def put(table: RingTable, unroll: Unroll) -> list[Stored | Drawn]:
+    table.check(unroll)
+    table.insert(unroll, unroll.number)
+    return table.poll(0.0)
+
+
+def draw(table: RingTable, n: int = 8) -> Arrays:
+    table.sample(n, 0, "draw")
+    drawn = next(answer for answer in table.poll(0.0) if isinstance(answer, Drawn))
+    assert drawn.arrays is not None
+    return drawn.arrays
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stack", [1, 3])
+def test_a_restored_table_goes_on_as_if_nothing_had_happened(kind: str, stack: int, tmp_path: Path) -> None:
+    world, table = World(3, stack, seed=1), table_of(KINDS[kind])
+    for slot in "ab":
+        world.begin(slot, 3)
+    for _ in range(6):
+        put(table, world.unroll("a"))
+        put(table, world.unroll("b"))
+    update = draw(table)
+    if "prioritized" in KINDS[kind].values():
+        table.update({"keys": update["keys"], "priorities": np.arange(8.0)})
+    table.poll(0.0)
+    state = table.freeze()
+    checkpoint.write(tmp_path / "ring", state)
+    table.thaw()
+    checkpoint.commit(tmp_path / "ring")
+    saved = checkpoint.read(tmp_path / "ring")
+    assert saved is not None
+    other = table_of(KINDS[kind], seed=99)
+    assert other.restore(saved)
+    for name in ("size", "mass", "inserts", "samples", "stale"):
+        assert getattr(other, name) == getattr(table, name), name
+    world.begin("b", 2)
+    for _ in range(9):
+        for slot in "ab":
+            unroll = world.unroll(slot)
+            assert put(table, unroll) == put(other, unroll) == [Stored(unroll.number, 0)]
+        one, two = draw(table), draw(other)
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    assert table.nbytes == other.nbytes
+    assert (table.lost, other.lost) == (0, 0)
+
+
+def test_requests_wait_while_a_table_is_written_and_none_is_lost(tmp_path: Path) -> None:
+    world, table = World(3, 1, seed=1), table_of(KINDS["prioritized"])
+    world.begin("a", 3)
+    for _ in range(4):
+        put(table, world.unroll("a"))
+    keys = draw(table)["keys"]
+    mass, inserts = table.mass, table.inserts
+    state = table.freeze()
+    assert put(table, world.unroll("a")) == []
+    table.sample(4, 0, "draw")
+    table.update({"keys": keys, "priorities": np.full(8, 50.0)})
+    assert table.poll(1.0) == []
+    assert {why for _, why in table.reasons()} == {"the table is being written to its checkpoint"}
+    checkpoint.write(tmp_path / "ring", state)
+    table.thaw()
+    stored, drawn = table.poll(3.0)
+    assert (stored, type(drawn)) == (Stored(5, 0), Drawn)
+    assert table.blocked_seconds == {"insert": 3.0, "sample": 2.0}
+    assert table.mass > mass + 8
+    checkpoint.commit(tmp_path / "ring")
+    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["prioritized"])
+    assert saved is not None
+    assert other.restore(saved)
+    assert (other.mass, other.inserts) == (mass, inserts)
+
+
+def test_what_a_restored_table_has_missed_is_counted_and_not_bridged(tmp_path: Path) -> None:
+    world, table = World(3, 1, seed=1), table_of(KINDS["uniform"])
+    world.begin("a", 2)
+    put(table, world.unroll("a"))
+    state = table.freeze()
+    checkpoint.write(tmp_path / "ring", state)
+    checkpoint.commit(tmp_path / "ring")
+    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["uniform"])
+    assert saved is not None
+    assert other.restore(saved)
+    world.skip("a")
+    world.skip("a")
+    put(other, world.unroll("a"))
+    # Two unrolls of three steps of two environments.
+    assert other.lost == 12
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
+    world, table = World(3, 1, seed=1), table_of(KINDS["uniform"])
+    world.begin("a", 2)
+    put(table, world.unroll("a"))
+    state = table.freeze()
+    checkpoint.write(tmp_path / "ring", state)
+    checkpoint.commit(tmp_path / "ring")
+    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["uniform"] | {"n_step": 2, "discount": 0.9})
+    assert saved is not None
+    assert not other.restore(saved)
+    assert (other.size, other.inserts) == (0, 0)
+
+
+def test_a_checkpoint_that_was_cut_short_leaves_the_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "replay" / "ring"
+    assert checkpoint.read(path) is None
+    checkpoint.write(path, {"a": np.arange(3), "b": [1, {"c": np.zeros(0)}], "big": 1 << 100})
+    assert checkpoint.read(path) is None
+    checkpoint.commit(path)
+    checkpoint.write(path, {"a": np.arange(4)})
+    saved = checkpoint.read(path)
+    assert saved is not None
+    assert saved["a"].tolist() == [0, 1, 2]
+    assert saved["b"][1]["c"].shape == (0,)
+    assert saved["big"] == 1 << 100
+
+
+SPEC = EnvSpec("test", (ArraySpec("obs", "<f8", (1,)),), ActionSpec("discrete", "<i8", (), (2,)))
+
+
+def job(directory: Path) -> dict[str, Any]:
+    return {
+        "env": {"envs": 2, "groups": 1},
+        "rollout": {"unroll": 4},
+        "replay": {"tables": {"experience": {"kind": "prioritized", "capacity": 400}}, "checkpoint_s": 0.1},
+        "learner": {"batch": 8},
+        "net": {"experience": [f"ipc://{directory}/r"], "resend_s": 0.3},
+    }
+
+
+class Peers:
+    """An env-server's and a learner's client of one replay-server."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.world, self.steps = world, 0
+        world.begin("env-0/0", 2)
+        address = config.net.experience[0]
+        env, learner = make_context(config, "env"), make_context(config, "learner")
+        hello = env.hello(SPEC.to_wire(), (("env-0/0", 1),))
+        self.env: Client = connect(env, address, "replay", max_in_flight=1, hello=hello)
+        self.learner: Client = connect(learner, address, "replay", max_in_flight=1)
+
+    async def insert(self) -> None:
+        unroll = self.world.unroll("env-0/0")
+        arrays = unroll.arrays | {
+            "episode_returns": np.zeros(0, np.float32),
+            "episode_lengths": np.zeros(0, np.int32),
+        }
+        self.steps += 8
+        insert = Insert(("experience",), "env-0/0", 1, unroll.number, 0, self.steps, self.steps, arrays)
+        assert await self.env.request(insert) == Inserted(0)
+
+    async def draw(self) -> Batch:
+        batch = await self.learner.request(Sample("experience", 8, 0))
+        assert isinstance(batch, Batch)
+        return batch
+
+    async def update(self, life: int, batch: Batch, priority: float) -> None:
+        arrays = {"keys": batch.arrays["keys"], "priorities": np.full(8, priority, np.float32)}
+        assert await self.learner.request(UpdatePriorities("experience", life, arrays)) == Ok()
+
+
+async def test_a_killed_replay_server_comes_back_with_its_tables_and_says_what_is_lost() -> None:
+    with short_dir() as directory:
+        config = write_config(directory / "job.yaml", job(directory))
+        saved = directory / "replay" / "0" / "experience"
+        peers = Peers(load(config, (), {}), World(4, 1, seed=3))
+        first = Service("replay", config, directory)
+        second = None
+        try:
+            for _ in range(3):
+                await peers.insert()
+            batch = await peers.draw()
+            life = peers.learner.server_life
+            await peers.update(life, batch, 30.0)
+            raised = await peers.draw()
+            assert raised.mass > batch.mass
+            await until(saved.exists, "a checkpoint")
+            written = saved.stat().st_mtime_ns
+            # The second from now is begun after all of the above.
+            for _ in range(2):
+                await until(lambda: saved.stat().st_mtime_ns > written, "another checkpoint")  # noqa: B023
+                written = saved.stat().st_mtime_ns
+            first.kill()
+            second = Service("replay", config, directory)
+            await peers.insert()
+            after = await peers.draw()
+            assert after.size > raised.size
+            assert after.mass == pytest.approx(raised.mass + (after.size - raised.size) * 30.0**0.6)
+            await peers.update(life, after, 1000.0)
+            assert (await peers.draw()).mass == after.mass
+            back = f"table experience is back with {raised.size} items of {raised.size} steps inserted"
+            assert back in second.text()
+            health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
+            assert health["notice"].startswith(back)
+            await peers.update(peers.learner.server_life, after, 1000.0)
+            assert (await peers.draw()).mass > after.mass
+        finally:
+            for client in (peers.env, peers.learner):
+                client.close()
+            for service in (first, second):
+                if service is not None:
+                    service.kill()
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"n_step": 3}, r"experience\.n_step=3 without a discount"),
+        ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
+        ({"sequence": 8, "period": 0}, r"experience\.period=0 is no multiple"),
+        ({"sequence": 8, "period": 4, "capacity": 31}, r"experience\.capacity=31 would deadlock.*at least 32\)"),
+    ],
+)
+def test_rings_whose_items_could_never_be_made_are_refused(tree: dict[str, Any], message: str) -> None:
+    with short_dir() as directory:
+        settings = job(directory)
+        settings["replay"]["tables"]["experience"] |= tree
+        config = load(write_config(directory / "job.yaml", settings), (), {})
+        with pytest.raises(ConfigError, match=message):
+            make_table("experience", config)
