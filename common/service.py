@@ -21,6 +21,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 
 from common import log as logs
+from common.allocator import keep_freed_memory
 from common.config import Config, service_arguments
 from common.errors import ConfigError, Finished, HeadraceError
 from common.messages import PROTOCOL, Hello
@@ -152,6 +153,7 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
         run_dir=arguments.run_dir,
     )
     logs.set_up(context.name)
+    keep_freed_memory()
     for number in _STOP_SIGNALS:
         signal.signal(number, lambda *_: context.stopping.set())  # until the loop has its own handlers
     try:
