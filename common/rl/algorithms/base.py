@@ -103,6 +103,9 @@ class FlatOptimizer:
         self.flat = flatten(network)
         self._mean = torch.zeros_like(self.flat)
         self._square = torch.zeros_like(self.flat)
+        # Kept: memory that is allocated anew in every update costs more than the arithmetic on it.
+        self._gradient = torch.empty_like(self.flat)
+        self._step = torch.zeros((), device=self.flat.device)
         self.steps = 0
 
     def step(self, loss: Tensor, lr: float) -> Tensor:
@@ -112,9 +115,9 @@ class FlatOptimizer:
         return norm
 
     def gradient(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the flat gradient of a loss and its norm; nothing has changed yet, and a caller may still turn back."""
+        """Gives the flat gradient of a loss, until the next one is asked for, and its norm; nothing has changed yet."""
         gradients = torch.autograd.grad(loss, self._parameters)
-        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        gradient = torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
         return gradient, torch.linalg.vector_norm(gradient)
 
     def descend(self, gradient: Tensor, norm: Tensor, lr: float) -> None:
@@ -124,12 +127,23 @@ class FlatOptimizer:
         (self._adam if self.config.name == "adam" else self._rmsprop)(gradient, lr)
 
     def _adam(self, gradient: Tensor, lr: float) -> None:
-        decay, square_decay = _ADAM_BETAS
-        self._mean.lerp_(gradient, 1.0 - decay)
-        self._square.mul_(square_decay).addcmul_(gradient, gradient, value=1.0 - square_decay)
-        correction = (1.0 - square_decay**self.steps) ** 0.5
-        scale = self._square.sqrt().div_(correction).add_(self.config.eps)
-        self.flat.addcdiv_(self._mean, scale, value=-lr / (1.0 - decay**self.steps))
+        # One pass over memory; torch.optim calls the same, behind twenty times its cost on a small network.
+        self._step.fill_(self.steps)
+        torch._fused_adam_(
+            [self.flat],
+            [gradient],
+            [self._mean],
+            [self._square],
+            [],
+            [self._step],
+            lr=lr,
+            beta1=_ADAM_BETAS[0],
+            beta2=_ADAM_BETAS[1],
+            weight_decay=0.0,
+            eps=self.config.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _rmsprop(self, gradient: Tensor, lr: float) -> None:
         self._square.mul_(self.config.alpha).addcmul_(gradient, gradient, value=1.0 - self.config.alpha)
