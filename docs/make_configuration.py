@@ -88,7 +88,8 @@ SECTIONS = {
 
 ALGORITHM = (
     "Learner and inference-server read this section. `algorithm.name` decides which keys it takes; it is a name below, or "
-    "`package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`."
+    "`package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`. "
+    "[Algorithms](algorithms.md) says what each computes."
 )
 
 # Keys whose models say nothing of them.

@@ -14,10 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 from common.rl.encoders import CONVOLUTIONS, MLP, channels_last, convolution
 from common.rl.ops.normalize import ObservationNormalizer
-from common.rl.settings import load_attribute, nearest, read_settings
+from common.rl.settings import load_attribute, read_settings
 from common.types import ArraySpec
 
 BUILT_IN = ("mlp", *CONVOLUTIONS)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.batch import Batch
 from common.rl.cores import GRU, LSTM, State
@@ -24,7 +24,6 @@ from common.rl.heads import Head, torch_dtype
 from common.rl.last_step import LastStep
 from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
 from common.rl.ops.normalize import PopArt
-from common.rl.settings import nearest
 from common.types import ArraySpec, EnvSpec, PolicySpec
 
 # Among the rows of a batch, beside the observations, whose names are their environment's.

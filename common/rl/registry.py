@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ConfigError
-from common.rl.settings import load_attribute, nearest
+from common.errors import ConfigError, nearest
+from common.rl.settings import load_attribute
 
 if TYPE_CHECKING:
     from common.rl.actor import Actor

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Writes "did you mean X? known: A, B", or only the list where nothing is near."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(name, known, 1)
-    return (f"did you mean {close[0]}? " if close else "") + "known: " + ", ".join(known)
 
 
 def read_settings(model: type[Model], values: Mapping[str, Any], section: str) -> Model:

@@ -94,6 +94,8 @@ def flatten(network: nn.Module) -> Tensor:
 class FlatOptimizer:
     """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a network's parameters as one flat tensor.
 
+    RMSProp adds epsilon to the root, as PyTorch's does; A3C (Mnih et al. 2016) adds it under the root.
+
     The network's parameters become views of that tensor: move the network to its device first.
     """
 

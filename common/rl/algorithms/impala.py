@@ -1,7 +1,7 @@
 """IMPALA (Espeholt et al. 2018) and LASER (Schmitt et al. 2019): other policies' steps, corrected by V-trace.
 
 Losses are summed over time and averaged over the batch, or summed over both as in the original (`sum_over_batch`).
-`reward_clip` is `abs_one` for Atari and `soft_asymmetric` for DMLab; last action and last reward are inputs of the
+`reward_clip` is `abs_one` for Atari and `soft_asymmetric` for DMLab-30; last action and last reward are inputs of the
 network (`network.last_action`, `network.last_reward`).
 
 LASER is IMPALA on batches in which `Batch.online` tells fresh columns from replayed ones. Steps beyond `trust_region`
@@ -9,7 +9,11 @@ LASER is IMPALA on batches in which `Batch.online` tells fresh columns from repl
 trace and are in neither loss. The entropy is that of online columns alone. π and μ are compared as normalised
 log-probabilities, by the behaviour's distribution, which travels with each step.
 
-Deviation: LASER's losses are divided by all columns, whatever was cut: the steps that stay do not weigh more for it.
+The defaults are TorchBeast's (Küttler et al. 2019), which ran Atari on one machine.
+
+Deviations of LASER: steps after a cut one are cut too; a replayed unroll starts from the recurrent state that it was
+acted with, not from one computed anew; agents share no replay; losses are divided by all columns, whatever was cut: the
+steps that stay do not weigh more for it. The default of `trust_region` is ours.
 """
 
 from __future__ import annotations

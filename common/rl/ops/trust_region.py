@@ -4,7 +4,7 @@ Pure functions of distributions and of flags over [T, B]; knows no network and n
 
 V-trace with ratios cut at rho learns the value of the implied policy π̃ ∝ min(rho μ, π) and not of π. KL(π ‖ π̃) is how
 far the two are apart, no matter what the sampled action was. It is exact for one categorical choice. For other spaces,
-which the paper does not treat, it is a mean over fixed quantiles of π, the same at every call.
+where the paper suggests sampling, it is a mean over fixed quantiles of π, the same at every call.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""What actors and critics of the replayed families are made of: image encoders, and an ensemble of MLPs behind them.
+
+Owns which parts of the `network` section such a network takes: images go through a convolution, and its features, all
+flat observations and, for a critic, the action together through MLPs of `hidden`. Knows no loss and no exploration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+from common.rl.bounded import Bounds
+from common.rl.dense import Ensemble
+from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
+from common.types import ActionSpec, EnvSpec
+
+_FOR_OTHERS = ("lstm", "gru", "shared", "last_action", "last_reward", "action_mask", "distribution", "sigma", "popart")
+
+_CRITICS = 0x5AC
+
+
+def feed_forward(network: Mapping[str, Any], algorithm: str) -> NetworkConfig:
+    """Validates the `network` section; a key that these networks have no use for is a ConfigError."""
+    config = read_network(network)
+    for key in _FOR_OTHERS:
+        if key in network:
+            raise ConfigError(f"network.{key}={network[key]!r} says nothing to {algorithm}", "leave it out")
+    return config
+
+
+def bounds_of(env: EnvSpec, algorithm: str) -> Bounds:
+    """Gives the box that actions lie in; what is no Box, or is unbounded, is a ConfigError."""
+    action = env.action
+    if action.kind != "box":
+        raise ConfigError(
+            f"algorithm.name: {algorithm} takes Box actions, {env.id!r} has {action.kind} ones",
+            "choose sac or dqn for one discrete action, ppo for any other kind",
+        )
+    pairs = zip(action.low, action.high, strict=True)
+    if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in pairs):
+        raise ConfigError(
+            f"algorithm.name: {algorithm} wants finite bounds, {env.id!r} has actions in {action.low} to {action.high}",
+            "wrap the environment in one that rescales its actions, or choose ppo",
+        )
+    return Bounds(action.low, action.high, action.shape)
+
+
+def unit_box(size: int) -> ActionSpec:
+    """Gives the Box of `size` components within ±1 that networks and log-probabilities are in."""
+    return ActionSpec("box", "<f4", (size,), low=(-1.0,) * size, high=(1.0,) * size)
+
+
+class Body(nn.Module):
+    """`members` networks of one design over what `inputs` gives, and `extra` numbers beside it (an action).
+
+    The image encoder, where there are images, is one for all members; what follows is each member's own.
+    """
+
+    def __init__(self, inputs: Inputs, config: NetworkConfig, members: int, extra: int, outputs: int) -> None:
+        super().__init__()
+        own = [spec.name for spec in inputs.flat if spec.name in config.encoders]
+        if own:
+            message = f"network.encoders.{own[0]}: all flat observations go through the MLPs of network.hidden"
+            raise ConfigError(message, "leave it out")
+        self.trunk = _image_trunk(inputs, config)
+        self._images = len(inputs.images)
+        width = inputs.width + extra + (0 if self.trunk is None else _width(inputs, self.trunk))
+        self.layers = Ensemble(members, (width, *config.hidden, outputs), config.activation)
+
+    def features(self, inputs: list[Tensor]) -> Tensor:
+        """Gives [N, F] of what `Inputs` gave: what depends on the observation alone, to be computed once."""
+        parts = inputs if self.trunk is None else [self.trunk(inputs[: self._images]), *inputs[self._images :]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def forward(
+        self, features: Tensor, extra: Tensor | None = None, frozen: bool = False, members: int | None = None
+    ) -> Tensor:
+        """Gives [members, N, outputs]; `frozen` and `members` as `Ensemble` has them."""
+        x = features if extra is None else torch.cat([features, extra], -1)
+        return self.layers(x, frozen, members)  # type: ignore[no-any-return]
+
+
+def critics_of(inputs: Inputs, config: NetworkConfig, members: int, extra: int, outputs: int, seed: int) -> Body:
+    """Builds critics whose initial weights depend on `seed` alone, and not as an actor's do."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed ^ _CRITICS)
+        return Body(inputs, config, members, extra, outputs)
+
+
+def _image_trunk(inputs: Inputs, config: NetworkConfig) -> Trunk | None:
+    if not inputs.images:
+        return None
+    names = {spec.name for spec in inputs.images}
+    encoders = {name: encoder for name, encoder in config.encoders.items() if name in names}
+    images = config.model_copy(update={"encoders": encoders, "normalize_observations": False})
+    return Trunk(Inputs(inputs.images, images), images)
+
+
+def _width(inputs: Inputs, trunk: Trunk) -> int:
+    specs = (*inputs.images, *inputs.flat)
+    example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
+    with torch.no_grad():
+        return trunk(inputs(example)[: len(inputs.images)]).shape[1]  # type: ignore[no-any-return]
