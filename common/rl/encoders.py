@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import ConfigError
-from common.rl.activations import tanh
+from common.rl.dense import Activation, tower
 from common.types import ArraySpec
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -32,20 +32,16 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2.0)) -> Layer:
 
 
 class MLP(nn.Module):
-    """Dense layers, each followed by the activation; called as functions, since a module call costs as much as one."""
+    """Dense layers, each followed by the activation."""
 
-    def __init__(self, width: int, hidden: tuple[int, ...], activation: str) -> None:
+    def __init__(self, width: int, hidden: tuple[int, ...], activation: Activation) -> None:
         super().__init__()
         sizes = pairwise((width, *hidden))
         self.layers = nn.ModuleList([orthogonal(nn.Linear(before, after)) for before, after in sizes])
         self.activation = activation
-        self._function = tanh if activation == "tanh" else torch.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            x = self._function(functional.linear(x, layer.weight, layer.bias))
-        return x
+        return tower(x, self.activation, list(self.parameters()))
 
 
 class Residual(nn.Module):

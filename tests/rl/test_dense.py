@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.rl.dense import Activation, Ensemble
+from common.rl.dense import Activation, Ensemble, tower
 
 
 def apart(ensemble: Ensemble, x: Tensor, activation: Activation) -> list[Tensor]:
@@ -74,3 +74,24 @@ def test_members_begin_apart_and_within_one_over_the_root_of_the_inputs() -> Non
     for p, bound in zip(Ensemble(2, (16, 100, 1), "relu").parameters(), (0.25, 0.25, 0.1, 0.1), strict=True):
         assert 0.5 * bound < p.abs().max() <= bound
         assert not torch.equal(p[0], p[1])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("rows", [5, 3000])
+def test_a_tower_gives_the_values_and_gradients_of_its_layers_in_turn(activation: Activation, rows: int) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 32), torch.nn.Linear(32, 16)]
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    x = torch.randn(rows, 4, requires_grad=True)
+    weigh = torch.randn(rows, 16)
+    y = tower(x, activation, parameters)
+    found = torch.autograd.grad((y * weigh).sum(), [x, *parameters])
+    z, exact = x.detach().double().requires_grad_(), [p.detach().double().requires_grad_() for p in parameters]
+    h = z
+    for weight, bias in zip(exact[::2], exact[1::2], strict=True):
+        h = getattr(torch, activation)(h @ weight.T + bias)
+    expected = torch.autograd.grad((h * weigh.double()).sum(), [z, *exact])
+    torch.testing.assert_close(y.double(), h, rtol=1e-5, atol=1e-5)
+    for own, other in zip(found, expected, strict=True):
+        assert own.shape == other.shape
+        torch.testing.assert_close(own.double(), other, rtol=1e-4, atol=1e-4)
