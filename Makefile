@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test check venv format bench results deploy-packages smoke-deploy test-deploy clean
+.PHONY: train test check venv format bench bench-smoke results deploy-packages smoke-deploy test-deploy clean
 
 train: venv
 	$(BIN)/headrace train configs/cartpole_ppo.yaml
@@ -21,9 +21,15 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Long ones, that write docs/benchmarks.md and docs/results.md.
+# Long ones, that write docs/benchmarks.md, docs/scaling.md and docs/results.md. A peer that cannot be installed is left
+# out, and the page says so.
 bench: venv
+	-$(BIN)/python -m benchmarks.peers install
 	$(BIN)/python -m benchmarks
+
+# Ratios to what stands beside Headrace, against the committed ones.
+bench-smoke: venv
+	$(BIN)/python -m benchmarks.smoke
 
 results: venv
 	$(BIN)/python -m benchmarks.results

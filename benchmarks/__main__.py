@@ -1,48 +1,111 @@
-"""`make bench`: runs every benchmark and writes its tables into docs/benchmarks.md, between their markers."""
+"""`make bench`: runs every benchmark and writes its tables and plots into docs/benchmarks.md and docs/scaling.md.
+
+    python -m benchmarks [--only SECTION ...] [--repeat 5] [--seconds 8]
+
+Every repetition is kept as JSON under runs/bench. Sections are written one by one, so that a run that is cut short
+keeps what it has.
+"""
 
 from __future__ import annotations
 
-import subprocess
+import argparse
+import json
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
-from benchmarks import collect, connections, solve, wire
+from benchmarks import connections, plots, replay, scaling, solve, wire
+from benchmarks.page import write_sections
+from services.control.bench.collect import bench_collect
+from services.control.bench.jobs import collect_job, train_job
+from services.control.bench.peers import HOME, PEERS, installed
+from services.control.bench.profile import profile_collect
+from services.control.bench.report import Report, machine
+from services.control.bench.train import bench_train, peer_row
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-
-
-def machine() -> str:
-    """Says what was measured on, and when."""
-    said = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
-    fields = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
-    model, cores = fields["Model name"].strip(), fields["CPU(s)"].strip()
-    return f"Measured on {date.today():%-d %B %Y} on {cores} cores of {model}."
-
-
-SECTIONS: dict[str, Callable[[], str]] = {
-    "machine": machine,
-    "solve": lambda: solve.report(5, solve.peer_python()),
-    "collect": lambda: collect.report([], 10.0, 5, profile=True),
-    "connections": lambda: connections.report(5.0, 3),
-    "wire": lambda: wire.report(5),
-}
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, PLOTS, RUNS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots", ROOT / "runs" / "bench"
+COLLECTED = ("CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5", "CrafterReward-v1", "Acrobot-v1")
+TRAINED = ("CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5")
+EXTRA_S = 1.0
 
 
-def fill(page: str, name: str, text: str) -> str:
-    """Gives `page` with `text` between the markers of section `name`."""
-    before, marker, rest = page.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    return f"{before}{marker}{text}\n{end}{after}"
+def say(text: str) -> None:
+    print(f"  {text}", flush=True)
+
+
+def collect(env_id: str, seconds: float, repeat: int) -> str:
+    """Measures collecting of one environment, the peers that step it, and where the time goes."""
+    jobs = collect_job(env_id)
+    report = bench_collect(jobs, seconds, repeat, say)
+    peers = [peer for peer in installed(HOME) if env_id in peer.steps]
+    rows = [row for peer in peers if (row := peer_row(peer, env_id, seconds, repeat, HOME, say)) is not None]
+    report = Report(report.title, report.ours, (*report.rows, *rows), report.unit, report.notes)
+    _keep(report, f"collect-{env_id}")
+    return f"{report.markdown()}\n\n{profile_collect(jobs[1], seconds)}"
+
+
+def train(env_id: str, seconds: float, repeat: int) -> str:
+    report = bench_train(train_job(env_id), seconds, repeat, HOME, say)
+    _keep(report, f"train-{env_id}")
+    return report.markdown()
+
+
+def _keep(report: Report, name: str) -> None:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    report.write(RUNS / f"{name.replace('/', '-')}.json")
+
+
+def _about() -> str:
+    lines = [f"Measured on {date.today():%-d %B %Y} on {machine()}."]
+    here = {peer.name for peer in installed(HOME)}
+    if missing := [peer.title for peer in PEERS if peer.name not in here]:
+        lines.append(f"Not installed on it, and so missing from the tables: {', '.join(missing)}.")
+    return " ".join(lines)
+
+
+def _wire(repeat: int) -> str:
+    found = wire.measure(repeat)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    (RUNS / "wire.json").write_text(json.dumps(found, indent=1))
+    return wire.report(found)
+
+
+def sections(seconds: float, repeat: int) -> dict[str, Callable[[], str]]:
+    """Gives each section of the page with what measures it."""
+    found: dict[str, Callable[[], str]] = {"machine": _about}
+    found |= {f"collect {env_id}": partial(collect, env_id, seconds, repeat) for env_id in COLLECTED}
+    found |= {f"train {env_id}": partial(train, env_id, seconds, repeat) for env_id in TRAINED}
+    found["solve"] = lambda: solve.report(repeat, solve.peer_python())
+    found["connections"] = lambda: connections.report(connections.measure(seconds, repeat))
+    found["wire"] = lambda: _wire(repeat)
+    found["replay"] = lambda: replay.report(repeat, EXTRA_S, 10, RUNS / "replay.json")
+    return found
 
 
 def main() -> None:
-    for name, measure in SECTIONS.items():
-        print(f"{name} …", flush=True)
-        text = measure()
-        print(text, flush=True)
-        # Written after each, so that a run that is cut short keeps what it has.
-        PAGE.write_text(fill(PAGE.read_text(), name, text))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="sections whose names begin so")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    arguments = parser.parse_args()
+
+    def chosen(name: str) -> bool:
+        return not arguments.only or any(name.startswith(only) for only in arguments.only)
+
+    for name, measure in sections(arguments.seconds, arguments.repeat).items():
+        if chosen(name):
+            print(f"{name} …", flush=True)
+            text = measure()
+            print(text, flush=True)
+            write_sections(PAGE, {name: text})
+    for kind, what in (("collect", "Collecting"), ("train", "Training")):
+        if plots.draw_folder(RUNS, kind, PLOTS / f"{kind}.png"):
+            picture = f"![{what}: steps/s of each subject, on a log scale](plots/{kind}.png)"
+            write_sections(PAGE, {f"{kind} plot": picture})
+    if chosen("scaling"):
+        write_sections(scaling.PAGE, scaling.report(arguments.seconds / 2, arguments.repeat))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common.service import connect, make_context
 from common.transport.client import Client
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
 from services.control.bench.peers import HOME, Peer, python_of
-from services.replay_server.ring import RingTable
+from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
 
 CAPACITY, BATCH, OBSERVATION, ACTION = 1_000_000, 256, 17, 6

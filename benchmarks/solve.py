@@ -17,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.peers.__main__ import install
+from services.control.bench.peers import HOME, PEERS, python_of
+
 HERE = Path(__file__).resolve().parent
-PEERS_VENV = HERE.parent / ".venv-sb3"
 
 
 def headrace(seed: int) -> tuple[float, int, float]:
@@ -50,15 +52,10 @@ def stable_baselines3(python: Path, seed: int, threads: int) -> tuple[float, int
 
 def peer_python() -> Path:
     """Makes the peer's virtual environment if it is not there; gives its interpreter."""
-    python = PEERS_VENV / "bin" / "python"
-    if not python.exists():
-        requirements = HERE / "peers" / "requirements-sb3.txt"
-        subprocess.run([sys.executable, "-m", "venv", PEERS_VENV], check=True)
-        # torch first and alone, so that no dependency chooses another build of it.
-        torch = requirements.read_text().splitlines()[0]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", torch], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-    return python
+    peer = next(peer for peer in PEERS if peer.name == "sb3")
+    if not python_of(peer, HOME).exists():
+        install(peer, HOME)
+    return python_of(peer, HOME)
 
 
 def report(seeds: int, python: Path) -> str:
@@ -87,7 +84,7 @@ def report(seeds: int, python: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--sb3", type=Path, help="a Python that has Stable-Baselines3; made in .venv-sb3 if not given")
+    parser.add_argument("--sb3", type=Path, help="a Python that has Stable-Baselines3; one is made if none is given")
     arguments = parser.parse_args()
     print(report(arguments.seeds, arguments.sb3 or peer_python()))
 

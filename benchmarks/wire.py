@@ -1,23 +1,29 @@
 """The message plane beside bare pyzmq, two processes over ipc: a small request's round trip, and large payloads.
 
-python -m benchmarks.wire [--repeat 5]
+python -m benchmarks.wire [--repeat 5] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvloop
 import zmq
 import zmq.asyncio
 from prometheus_client import CollectorRegistry
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
@@ -25,6 +31,7 @@ from common.messages import PROTOCOL, Act, Actions, Hello, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
 from common.transport.server import Server, Ticket
+from services.control.bench.report import machine
 
 SIZES = {1 << 10: 5_000, 256 << 10: 1_500, 2 << 20: 300}
 PIPELINED = 4
@@ -113,28 +120,55 @@ def codec_us() -> float:
     return (time.perf_counter() - began) / n * 1e6
 
 
-def report(repeat: int) -> str:
-    """Measures in turn; gives a Markdown table."""
+def measure(repeat: int) -> dict[str, Any]:
+    """Measures in turn: for each size pairs of (bare, ours), each its round trip in s and its requests per second."""
+    pairs = {size: [(run(False, size), run(True, size)) for _ in range(repeat)] for size in SIZES}
+    return {"pairs": pairs, "codec_us": [codec_us() for _ in range(repeat)]}
+
+
+def report(found: dict[str, Any]) -> str:
+    """Gives a Markdown table of what `measure` found."""
     lines = ["| payload | | bare zmq.asyncio | Headrace | ratio |", "|---|---|---|---|---|"]
-    for size in SIZES:
-        results = [(run(False, size), run(True, size)) for _ in range(repeat)]
-        bare, ours = (statistics.median(pair[i][0] for pair in results) * 1e6 for i in (0, 1))
-        ratios = [b[0] / a[0] for a, b in results]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    for size, pairs in found["pairs"].items():
         name = f"{size >> 10} KiB" if size < 1 << 20 else f"{size >> 20} MiB"
-        lines.append(f"| {name} | round trip | {bare:.0f} µs | {ours:.0f} µs | {spread} |")
-        bare, ours = (statistics.median(pair[i][1] for pair in results) * size * 2 / 1e9 for i in (0, 1))
-        ratios = [b[1] / a[1] for a, b in results]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| | there and back, {PIPELINED} in flight | {bare:.2f} GB/s | {ours:.2f} GB/s | {spread} |")
-    codec = statistics.median(codec_us() for _ in range(repeat))
+        bare, ours = (statistics.median(pair[i][0] for pair in pairs) * 1e6 for i in (0, 1))
+        lines.append(f"| {name} | round trip | {bare:.0f} µs | {ours:.0f} µs | {_ratio(pairs, 0)} |")
+        bare, ours = (statistics.median(pair[i][1] for pair in pairs) * size * 2 / 1e9 for i in (0, 1))
+        lines.append(
+            f"| | there and back, {PIPELINED} in flight | {bare:.2f} GB/s | {ours:.2f} GB/s | {_ratio(pairs, 1)} |"
+        )
+    codec = statistics.median(found["codec_us"])
     return "\n".join(lines) + f"\n\nEncoding and decoding an Act of three arrays: {codec:.1f} µs."
 
 
+def table(found: dict[str, Any]) -> Table:
+    """Gives the same for a terminal."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report(found).splitlines()]
+    shown = Table(box=SIMPLE, pad_edge=False)
+    for head in ("payload", "", "bare", "ours", "ratio"):
+        shown.add_column(head, no_wrap=True)
+    for cells in rows[2:-2]:
+        shown.add_row(*cells)
+    return shown
+
+
+def _ratio(pairs: list[tuple[tuple[float, float], tuple[float, float]]], which: int) -> str:
+    ratios = [ours[which] / bare[which] for bare, ours in pairs]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5)
-    print(report(parser.parse_args().repeat))
+    parser.add_argument("--json", type=Path, help="write every repetition to this file")
+    arguments = parser.parse_args()
+    found = measure(arguments.repeat)
+    console = Console()
+    console.print(table(found))
+    console.print(report(found).splitlines()[-1], highlight=False)
+    if arguments.json is not None:
+        about = {"machine": machine(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+        arguments.json.write_text(json.dumps(about | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ def keep_freed_memory() -> bool:
     """Makes allocations reuse what was freed; False where the C library is not glibc.
 
     Services allocate the same large arrays over and over. By default glibc gives each back to the system when it is
-    freed, and having it again costs a page fault for every 4 KiB: a third of the time of an update, on virtual machines.
+    freed, and having it again costs a page fault for every 4 KiB: on virtual machines, a third of an update's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 24), (_ARENA_MAX, 1))
-    return all([mallopt(option, value) for option, value in settings])
+    done = [mallopt(option, value) for option, value in settings]
+    return all(done)

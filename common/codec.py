@@ -206,17 +206,15 @@ def _show(value: Any) -> str:
 def _array(spec: Any, frame: Any) -> tuple[str, np.ndarray]:
     """Gives the name and the read-only view that one declared array and its frame make."""
     try:
-        name, dtype_name, shape = spec
-        dtype = DTYPES[dtype_name]
+        name, code, shape = spec
+        dtype = DTYPES[code]
         buffer = memoryview(frame)
         if not _is_text(name) or type(shape) is not list or len(shape) > MAX_DIMENSIONS:
             raise ValueError
         if any(type(d) is not int or d < 0 for d in shape):
             raise ValueError
         if math.prod(shape) * dtype.itemsize != buffer.nbytes:
-            raise ProtocolError(
-                f"array {_show(name)} declares {dtype_name} {shape}, its frame has {buffer.nbytes} bytes"
-            )
+            raise ProtocolError(f"array {_show(name)} declares {code} {shape}, its frame has {buffer.nbytes} bytes")
         array: np.ndarray = np.ndarray(shape, dtype, buffer)
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not an array declaration: {_show(spec)}") from error

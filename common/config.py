@@ -9,12 +9,11 @@ Precedence, weakest first: `configs/defaults.yaml`, the overlay, environment var
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import random
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +21,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ENVIRONMENT_PREFIX = "HEADRACE_"
@@ -80,9 +79,7 @@ class InferenceConfig(Section):
 
 class HerConfig(Section):
     k: int = Field(0, ge=0, description="transitions with another goal for each one with its own; 0: no hindsight")
-    strategy: Literal["final", "future", "episode"] = Field(
-        "future", description="which of its episode's goals it gets"
-    )
+    strategy: Literal["final", "future", "episode"] = Field("future", description="which goal of its episode it gets")
 
 
 class TableConfig(Section):
@@ -105,12 +102,8 @@ class TableConfig(Section):
 class ReplayConfig(Section):
     servers: int = Field(1, ge=1, description="replay-server processes; more than one share out the streams")
     tables: dict[str, TableConfig] = Field(default_factory=lambda: {"experience": TableConfig()}, min_length=1)
-    max_policy_lag: int = Field(
-        0, ge=0, description="versions between acting and training, a hard bound; 0: synchronous training"
-    )
-    group_deadline_s: float = Field(
-        10.0, gt=0, description="lag 0: a batch goes without a group that is later than this"
-    )
+    max_policy_lag: int = Field(0, ge=0, description="hard bound on versions from acting to training; 0: synchronous")
+    group_deadline_s: float = Field(10.0, gt=0, description="lag 0: a batch goes without a group later than this")
     checkpoint_s: float = Field(0.0, ge=0, description="seconds between checkpoints of each ring; 0: none")
 
 
@@ -208,47 +201,43 @@ class Config(Section):
                 f"learner.table={self.learner.table} would deadlock: rollout.tables={[*self.rollout.tables]} lack it",
                 f"add {self.learner.table} to rollout.tables, or set learner.table to one of them",
             )
-        for name in self.rollout.tables:
-            if tables[name].kind == "fifo" and name != self.learner.table:
+        for name in [name for name in tables if name not in (self.learner.table, self.learner.replayed.table)]:
+            if tables[name].kind == "fifo" and name in self.rollout.tables:
                 raise ConfigError(
                     f"rollout.tables names fifo table {name!r}, which would deadlock: nobody draws from it",
                     f"leave it out, or set learner.table to {name}",
                 )
-        for name, table in tables.items():
-            if table.samples_per_insert and name not in (self.learner.table, self.learner.replayed.table):
+            if limit := tables[name].samples_per_insert:
                 raise ConfigError(
-                    f"replay.tables.{name}.samples_per_insert={table.samples_per_insert} would deadlock: nobody draws",
+                    f"replay.tables.{name}.samples_per_insert={limit} would deadlock: nobody draws",
                     f"set it to 0, or learner.table to {name}",
                 )
         if self.learner.lr_schedule == "linear" and not (self.stop.steps or self.stop.frames or self.stop.seconds):
-            raise ConfigError(
-                "learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds, or constant"
-            )
-        if self.synchronous:
-            self._check_synchronous()
+            raise ConfigError("learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds")
         if self.learner.replayed.table:
             self._check_mix()
-        table = tables[self.learner.table]
-        if table.kind == "fifo":
-            self._check_fifo_batch(table)
-        elif not 1 <= self.learner.batch <= table.capacity:
-            raise ConfigError(
-                f"learner.batch={self.learner.batch} is no number of transitions of table {self.learner.table!r}",
-                f"set it between 1 and {table.capacity}",
-            )
+        if self.synchronous:
+            self._check_synchronous()
+            return self
+        table, batch = tables[self.learner.table], self.learner.batch
+        if not 1 <= batch <= table.capacity:
+            wrong = f"is no number of transitions of table {self.learner.table!r}"
+            if table.kind == "fifo":
+                wrong = f"would deadlock: table {self.learner.table!r} holds {table.capacity} unrolls"
+            raise ConfigError(f"learner.batch={batch} {wrong}", f"set learner.batch between 1 and {table.capacity}")
         return self
 
     def _check_synchronous(self) -> None:
-        if self.learner.publish_every > 1:
+        for key, n in (("learner.publish_every", self.learner.publish_every), ("replay.servers", self.replay.servers)):
+            if n > 1:
+                raise ConfigError(
+                    f"{key}={n}: at replay.max_policy_lag=0 acting waits for each version, trained from one table",
+                    "set it to 1, or replay.max_policy_lag above 0",
+                )
+        if self.learner.batch:
             raise ConfigError(
-                f"learner.publish_every={self.learner.publish_every} would deadlock: at replay.max_policy_lag=0 acting "
-                "waits for each version",
-                "set it to 1, or replay.max_policy_lag above 0",
-            )
-        if self.replay.servers > 1:
-            raise ConfigError(
-                f"replay.servers={self.replay.servers}: a batch at replay.max_policy_lag=0 comes from one table",
-                "set it to 1, or replay.max_policy_lag above 0",
+                f"learner.batch={self.learner.batch} has no meaning at replay.max_policy_lag=0",
+                "leave it 0: a synchronous batch is one unroll from each group",
             )
 
     def _check_mix(self) -> None:
@@ -269,27 +258,12 @@ class Config(Section):
         """Whether the learner trains on nothing older than its own version, so that acting waits for it."""
         return self.replay.max_policy_lag == 0 and self.replay.tables[self.learner.table].kind == "fifo"
 
-    def _check_fifo_batch(self, table: TableConfig) -> None:
-        batch, name = self.learner.batch, self.learner.table
-        if self.replay.max_policy_lag == 0 and batch:
-            raise ConfigError(
-                f"learner.batch={batch} has no meaning at replay.max_policy_lag=0",
-                "leave it 0: a synchronous batch is one unroll from each group",
-            )
-        if self.replay.max_policy_lag > 0 and not 1 <= batch <= table.capacity:
-            raise ConfigError(
-                f"learner.batch={batch} would deadlock: table {name!r} holds {table.capacity} unrolls",
-                f"set learner.batch between 1 and {table.capacity}",
-            )
-
     def to_yaml(self) -> str:
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def load(
-    overlay: str | Path | None = None,
-    overrides: Iterable[str] = (),
-    environ: Mapping[str, str] | None = None,
+    overlay: str | Path | None = None, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
     """Gives the Config of defaults, `overlay`, variables and `key=value` overrides; a ConfigError names the key."""
     tree = _read(CONFIGS / "defaults.yaml")
@@ -316,22 +290,20 @@ def validate(tree: Mapping[str, Any]) -> Config:
         path = [str(part) for part in first["loc"]]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown key {key}={first['input']!r}", suggest(key, known_keys())) from None
+            raise ConfigError(f"unknown key {key}={first['input']!r}", nearest(key, known_keys())) from None
         raise ConfigError(f"{key}={first['input']!r}: {first['msg']}", f"see docs/configuration.md for {key}") from None
 
 
-def known_keys() -> list[str]:
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Gives every dotted key of Config, in the order of the models."""
-    return list(_keys(Config, ""))
-
-
-def suggest(key: str, known: Iterable[str]) -> str:
-    """Gives the remedy for an unknown key: the nearest valid one, else the list of its section."""
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    leaf = key.rpartition(".")[2]
-    close = close or [name for name in known if name.rpartition(".")[2] == leaf]
-    return f"did you mean {close[0]}?" if close else f"valid keys are {', '.join(known)}"
+    for name, info in model.model_fields.items():
+        kinds = (info.annotation, *get_args(info.annotation))
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not sections:
+            yield f"{prefix}{name}"
+        for section in sections:
+            by_name = "" if section is info.annotation else "<name>."
+            yield from known_keys(section, f"{prefix}{name}.{by_name}")
 
 
 def merge(tree: dict[str, Any], overlay: Mapping[str, Any]) -> None:
@@ -346,10 +318,9 @@ def merge(tree: dict[str, Any], overlay: Mapping[str, Any]) -> None:
 def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
     """Turns `a.b` and a YAML value into {"a": {"b": value}}."""
     try:
-        parsed = yaml.load(value, _Loader)
+        tree = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {value!r} is not YAML", "quote it") from error
-    tree: Any = parsed
     for part in reversed(dotted.split(".")):
         tree = {part: tree}
     return dict(tree)
@@ -359,10 +330,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        close = difflib.get_close_matches(str(path), near, n=1, cutoff=0.3)
+        others = sorted(str(other) for other in path.parent.glob("*.yaml"))
         raise ConfigError(
-            f"no config file {path}", f"did you mean {close[0]}?" if close else "check the path"
+            f"no config file {path}", nearest(str(path), others) if others else "check the path"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "mend the file") from error
@@ -371,19 +341,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree or {}, dict):
         raise ConfigError(f"{path} holds {type(tree).__name__}, not a mapping", "write sections and keys")
     return dict(tree or {})
-
-
-def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
-    for name, info in model.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, f"{prefix}{name}.")
-            continue
-        values = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if values:
-            yield from _keys(values[0], f"{prefix}{name}.<name>.")
-        else:
-            yield f"{prefix}{name}"
 
 
 @dataclass(frozen=True)
@@ -408,15 +365,9 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML overlay on configs/defaults.yaml")
-    parser.add_argument(
-        "--index", type=int, help="number among the servers of this role; an env-server without one draws its own"
-    )
-    parser.add_argument(
-        "--restarts", type=int, default=0, help="how often this process was restarted; new seeds each time"
-    )
-    parser.add_argument(
-        "--earlier-lives", type=int, default=0, help="lives of this process in the run before it was resumed"
-    )
+    parser.add_argument("--index", type=int, help="number among its role's servers; an env-server draws one without")
+    parser.add_argument("--restarts", type=int, default=0, help="times this process was restarted; new seeds each time")
+    parser.add_argument("--earlier-lives", type=int, default=0, help="its lives in the run before that was resumed")
     parser.add_argument("--run-dir", type=Path, help="directory for checkpoints and logs of the learner")
     parser.add_argument("--announce", type=Path, help="file to write this service's http address to")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like learner.lr=3e-4")
@@ -425,6 +376,5 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
     alone = role == "env" and a.index is None
     index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
     name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
-    return ServiceArguments(
-        load(a.config, a.overrides), index, name, a.restarts, a.earlier_lives, a.run_dir, a.announce
-    )
+    config = load(a.config, a.overrides)
+    return ServiceArguments(config, index, name, a.restarts, a.earlier_lives, a.run_dir, a.announce)

@@ -5,6 +5,17 @@ Knows nothing of sockets or of what failed.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Gives the remedy for a name that is not known: the nearest one that is, else all of them."""
+    names = list(known)
+    leaf = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, 1, cutoff) or [n for n in names if n.rpartition(".")[2] == leaf]
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+
 
 class HeadraceError(Exception):
     """An error that says what to do about it."""

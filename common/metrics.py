@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = tuple(float(2**k) for k in range(17))
+LAGS = (0.0, *SIZES[:11])
 RETURNS = (-1e4, -3e3, -1e3, -300, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 200, 300, 400, 475, 500, 1e3, 3e3, 1e4)
 LENGTHS = tuple(float(10**k * m) for k in range(5) for m in (1, 2, 5))
 
@@ -87,9 +88,7 @@ class ReplayMetrics:
         self.inserts = Counter(p + "inserts", "Items inserted", t, registry=registry)
         self.samples = Counter(p + "samples", "Items sampled", t, registry=registry)
         self.ratio = Gauge(p + "sample_insert_ratio", "Items sampled per item inserted", t, registry=registry)
-        self.blocked = Counter(
-            p + "limiter_blocked_seconds", "Time the limiter held back a side", ["table", "side"], registry=registry
-        )
+        self.blocked = Counter(p + "limiter_blocked_seconds", "Time held back", ["table", "side"], registry=registry)
         self.discarded = Counter(p + "discarded_unrolls", "Unrolls discarded as stale", t, registry=registry)
         self.queue_depth = Gauge(p + "queue_depth", "Inserts waiting for room", t, registry=registry)
 
@@ -104,10 +103,7 @@ class LearnerMetrics:
         self.trained_steps = Counter(p + "trained_steps", "Steps trained on", registry=registry)
         self.update_seconds = Histogram(p + "update_seconds", "One update", buckets=SECONDS, registry=registry)
         self.policy_lag = Histogram(
-            p + "policy_lag_versions",
-            "Versions between acting and training",
-            buckets=(0, *SIZES[:11]),
-            registry=registry,
+            p + "policy_lag_versions", "Versions between acting and training", buckets=LAGS, registry=registry
         )
         self.policy_lag_max = Gauge(p + "policy_lag_max_versions", "Largest lag in the last batch", registry=registry)
         self.policy_lag_bound = Gauge(p + "policy_lag_bound_versions", "Largest lag allowed", registry=registry)

@@ -137,28 +137,24 @@ def connect(
 
 def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     """Runs a service by itself until it is done or told to stop; gives its exit code."""
+    logs.set_up(role)
     try:
         arguments = service_arguments(role, argv)
-    except HeadraceError as error:
-        logs.set_up(role)
-        log.error("error: %s", error)
-        return error.exit_code
-    context = make_context(
-        arguments.config,
-        role,
-        index=arguments.index,
-        name=arguments.name,
-        restarts=arguments.restarts,
-        earlier_lives=arguments.earlier_lives,
-        run_dir=arguments.run_dir,
-    )
-    logs.set_up(context.name)
-    keep_freed_memory()
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda *_: context.stopping.set())  # until the loop has its own handlers
-    try:
+        context = make_context(
+            arguments.config,
+            role,
+            index=arguments.index,
+            name=arguments.name,
+            restarts=arguments.restarts,
+            earlier_lives=arguments.earlier_lives,
+            run_dir=arguments.run_dir,
+        )
+        logs.set_up(context.name)
+        keep_freed_memory()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: context.stopping.set())  # until the loop has its own handlers
         http = serve_http(context)
-    except ConfigError as error:
+    except HeadraceError as error:
         log.error("error: %s", error)
         return error.exit_code
     if arguments.announce is not None:
@@ -248,9 +244,7 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
     try:
         server = ThreadingHTTPServer((where.host, where.port), Handler)
     except OSError as error:
-        raise ConfigError(
-            f"metrics.port={where.port} on {where.host}: {error.strerror}", "choose another, or 0"
-        ) from None
+        raise ConfigError(f"metrics.port={where.port} on {where.host}: {error.strerror}", "set another, or 0") from None
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True).start()
     log.info("metrics on http://%s:%d/metrics", where.host, server.server_port)

@@ -56,14 +56,9 @@ def version_updates(version: int) -> int:
     return version & ((1 << _UPDATE_BITS) - 1)
 
 
-def version_ordinal(version: int) -> int:
-    """Gives the ordinal of the learner life that made a version."""
-    return version >> _UPDATE_BITS
-
-
 def show_version(version: int) -> str:
     """Writes a version as people read it: "life 2, update 1500"."""
-    return f"life {version_ordinal(version)}, update {version_updates(version)}"
+    return f"life {version >> _UPDATE_BITS}, update {version_updates(version)}"
 
 
 def select(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +99,6 @@ class ArraySpec:
     dtype: DType
     shape: Shape
     stack: int = 1
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * math.prod(self.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.codec import Envelope, decode, encode, nbytes
@@ -25,16 +26,14 @@ log = logging.getLogger("headrace.transport")
 TICK_S = 0.25
 
 
+@dataclass(slots=True)
 class _Request:
-    """A request in flight."""
+    """A request in flight; it is sent again `resend_s` after anything was `heard` of it."""
 
-    __slots__ = ("future", "heard", "message", "resend_s", "sent")
-
-    def __init__(self, message: Message, future: asyncio.Future[Any]) -> None:
-        self.message = message
-        self.future = future
-        self.sent = self.heard = time.monotonic()
-        self.resend_s = 1.0
+    message: Message
+    future: asyncio.Future[Any]
+    resend_s: float
+    heard: float = field(default_factory=time.monotonic)
 
 
 class Client:
@@ -101,15 +100,15 @@ class Client:
         self._n += 1
         n = self._n
         # Stored before it is sent: over inproc the answer may come first.
-        request = self._requests[n] = _Request(message, asyncio.get_running_loop().create_future())
-        request.resend_s = self._net.resend_s
+        future = asyncio.get_running_loop().create_future()
+        request = self._requests[n] = _Request(message, future, self._net.resend_s)
         if len(self._requests) == 1:
-            self._heard, self._stalled = request.sent, False
+            self._heard, self._stalled = request.heard, False
         self._metrics.in_flight.inc()
         try:
             if self._ready:
                 self._send(n, request)
-            return await request.future
+            return await future
         finally:
             self._requests.pop(n, None)
             self._metrics.in_flight.dec()
@@ -165,7 +164,10 @@ class Client:
             log.error("the %s sent %s", self.peer, error)
             return
         self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
-        self._hear()
+        if self._stalled:
+            self._stalled = False
+            log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
+        self._heard, self._redial_s = time.monotonic(), self._net.deadline_s
         if isinstance(message, Wait):
             self._wait(message, envelope.n)
         elif isinstance(message, Error) and message.code == "new_life":
@@ -179,15 +181,8 @@ class Client:
             self._answer(request.future, message)
             self._waiting(None)
 
-    def _hear(self) -> None:
-        if self._stalled:
-            self._stalled = False
-            log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
-        self._heard = time.monotonic()
-        self._redial_s = self._net.deadline_s
-
     def _fail(self, error: Error) -> None:
-        for future in self._futures():
+        for future in (self._welcome, *(request.future for request in self._requests.values())):
             self._answer(future, error)
 
     def _wait(self, wait: Wait, n: int) -> None:
@@ -268,6 +263,3 @@ class Client:
         for request in self._requests.values():
             if not request.future.done():
                 request.future.set_exception(PeerLost(why, "is it running? see net.give_up_s"))
-
-    def _futures(self) -> list[asyncio.Future[Any]]:
-        return [self._welcome, *(request.future for request in self._requests.values())]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def secure_server(socket: zmq.Socket[Any], folder: Path) -> None:
     """Makes a socket that is yet to bind speak CURVE, to clients on the allow-list of `folder`."""
     _, secret = _read(folder / "server.key", 2)
     _read(folder / "clients", 1)
-    _Gate.of_this_process().allow(folder / "clients")
+    _gate().lists.add(folder / "clients")
     socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
@@ -68,24 +69,12 @@ class _Gate:
     """Answers ZeroMQ's authentication requests (ZAP, RFC 27) on a thread; the lists are read anew for each client, so
     that a key is added or withdrawn without a restart."""
 
-    _instance: _Gate | None = None
-
     def __init__(self) -> None:
-        self._lists: set[Path] = set()
+        self.lists: set[Path] = set()
         self._socket: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ZAP)
         threading.Thread(target=self._answer_forever, name="zap", daemon=True).start()
-
-    @classmethod
-    def of_this_process(cls) -> _Gate:
-        """There is one ZAP address in a process, so there is one gate."""
-        if cls._instance is None:
-            cls._instance = cls()
-        return cls._instance
-
-    def allow(self, clients: Path) -> None:
-        self._lists.add(clients)
 
     def _answer_forever(self) -> None:
         while True:
@@ -115,7 +104,7 @@ class _Gate:
 
     def _name(self, key: bytes) -> str | None:
         # A copy: another thread may be adding a list.
-        for path in self._lists.copy():
+        for path in self.lists.copy():
             try:
                 lines = path.read_text().splitlines()
             except (OSError, UnicodeDecodeError) as error:
@@ -126,6 +115,12 @@ class _Gate:
                 if allowed.encode() == key:
                     return name
         return None
+
+
+@cache
+def _gate() -> _Gate:
+    """There is one ZAP address in a process, so there is one gate."""
+    return _Gate()
 
 
 def _add(folder: Path, target: Path, name: str) -> None:

@@ -1,7 +1,7 @@
 """The Server: a ROUTER that hands each new request to its role as a Ticket, once, and repeats kept replies.
 
 A request's number is handled once per client life; its reply is kept until the client acknowledges it. Knows nothing of
-what messages mean, but for Hello.
+what messages mean, but for Hello and its Welcome.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.codec import Envelope, decode, encode, nbytes
 from common.config import NetConfig
 from common.errors import Finished, HeadraceError, ProtocolError
-from common.messages import PROTOCOL, Error, Hello, Message, Wait
+from common.messages import PROTOCOL, Error, Hello, Message, Wait, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.socket import Socket
 from common.types import new_life
@@ -36,40 +37,40 @@ def _error(code: str, message: str, remedy: str) -> Error:
     return Error(code, message[:MAX_ERROR_TEXT], remedy[:MAX_ERROR_TEXT])
 
 
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A request that a server owes an answer; `reason` is what its asker is told while it waits."""
 
-    __slots__ = ("_server", "client", "message", "n", "reason", "waited")
-
-    def __init__(self, server: Server, client: _Peer, n: int, message: Message) -> None:
-        self._server = server
-        self.client = client
-        self.n = n
-        self.message = message
-        self.reason = "queued"
-        self.waited = time.monotonic()
+    _server: Server
+    client: _Peer
+    n: int
+    message: Message
+    reason: str = "queued"
+    waited: float = field(default_factory=time.monotonic)
 
     def reply(self, message: Message) -> None:
         """Answers, once; a second answer, or one to a client that was replaced, is dropped."""
         self._server._reply(self, message)
+
+    def welcome(self, spec: dict[str, Any] | None = None) -> None:
+        """Answers a Hello, with what the asker needs to start."""
+        self.reply(Welcome(PROTOCOL, self._server.life, spec))
 
     def fail(self, error: HeadraceError) -> None:
         """Answers with an Error."""
         self.reply(_error(error.code, error.message, error.remedy))
 
 
+@dataclass(eq=False, slots=True)
 class _Peer:
     """What a server remembers of one client life."""
 
-    __slots__ = ("ack", "done", "heard", "hello", "identity", "pending")
-
-    def __init__(self, hello: Hello) -> None:
-        self.hello = hello
-        self.identity: Any = b""
-        self.ack = 1
-        self.pending: dict[int, Ticket] = {}
-        self.done: dict[int, list[Any]] = {}
-        self.heard = time.monotonic()
+    hello: Hello
+    identity: bytes
+    ack: int = 1
+    pending: dict[int, Ticket] = field(default_factory=dict)
+    done: dict[int, list[Any]] = field(default_factory=dict)
+    heard: float = field(default_factory=time.monotonic)
 
 
 class Server:
@@ -133,28 +134,28 @@ class Server:
         try:
             message, envelope = decode(frames[1:])
         except ProtocolError as error:
-            self._metrics.errors.labels(error.code).inc()
             reply = Error(error.code, error.message, "speak the protocol of docs/protocol.md")
-            self._socket.send([identity, *encode(reply, Envelope(0, self.life, 0, 0))])
+            self._send(identity, reply, 0, 0)
             return
         self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
         life = message.life if isinstance(message, Hello) else envelope.sender
         if life in self._replaced:
             # Whatever it asks, Hello included: two clients of one name would else take turns, and both be applied.
-            self._turn_away(identity, life, envelope.n)
+            text = f"another {self._replaced[life]} has taken this one's place"
+            refusal = _error("replaced", text, "give each its own --index, and stop the old one")
+            self._send(identity, refusal, envelope.n, life)
             return
         if isinstance(message, Hello):
-            self._greet(identity, message, envelope)
+            self._greet(identity, message)
             return
         peer = self._peers.get(envelope.sender)
         if peer is None or envelope.receiver != self.life:
             # Addressed to an earlier life of ours: the client must say Hello to this one first.
-            self._send(
-                identity, Error("new_life", "say Hello first"), Envelope(envelope.n, self.life, envelope.sender, 0)
-            )
+            self._send(identity, Error("new_life", "say Hello first"), envelope.n, life)
             return
-        peer.identity, peer.heard = identity, time.monotonic()
-        self._forget_acknowledged(peer, envelope.ack)
+        peer.identity, peer.heard, peer.ack = identity, time.monotonic(), max(peer.ack, envelope.ack)
+        for acknowledged in [n for n in peer.done if n < peer.ack]:
+            del peer.done[acknowledged]
         n = envelope.n
         if n in peer.done:
             self._socket.send([identity, *peer.done[n]])
@@ -164,22 +165,15 @@ class Server:
                 return
             self._dispatch(peer, n, message)
 
-    def _turn_away(self, identity: bytes, life: int, n: int) -> None:
-        text = f"another {self._replaced[life]} has taken this one's place"
-        error = _error("replaced", text, "give each its own --index, and stop the old one")
-        self._metrics.errors.labels(error.code).inc()
-        self._send(identity, error, Envelope(n, self.life, life, 0))
-
-    def _greet(self, identity: bytes, hello: Hello, envelope: Envelope) -> None:
+    def _greet(self, identity: bytes, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:
             text = f"{hello.name} speaks protocol {hello.protocol}, this server speaks {PROTOCOL}"
-            error = _error("protocol_version", text, "run one version everywhere")
-            self._send(identity, error, envelope._replace(sender=self.life))
+            self._send(identity, _error("protocol_version", text, "run one version everywhere"), 0, hello.life)
             return
         peer = self._peers.get(hello.life)
         if peer is None:
             self._replace_earlier_lives(hello)
-            peer = self._peers[hello.life] = _Peer(hello)
+            peer = self._peers[hello.life] = _Peer(hello, identity)
             log.info("%s says Hello", hello.name)
         peer.identity, peer.heard, peer.hello = identity, time.monotonic(), hello
         if 0 not in peer.pending:
@@ -220,27 +214,20 @@ class Server:
         if peer.pending.get(n) is not ticket:
             return
         # First, for it raises where a message cannot be encoded: the ticket then still stands for an Error.
-        frames = self._send(peer.identity, message, Envelope(n, self.life, peer.hello.life, 0))
+        frames = self._send(peer.identity, message, n, peer.hello.life)
         del peer.pending[n]
         self._metrics.parked.dec()
-        if isinstance(message, Error):
-            self._metrics.errors.labels(message.code).inc()
         if n:
             peer.done[n] = frames
 
-    def _send(self, identity: bytes, message: Message, envelope: Envelope) -> list[Any]:
-        frames = encode(message, envelope)
+    def _send(self, identity: bytes, message: Message, n: int, life: int) -> list[Any]:
+        frames = encode(message, Envelope(n, self.life, life, 0))
+        if isinstance(message, Error):
+            self._metrics.errors.labels(message.code).inc()
         self._metrics.bytes_out.labels(type(message).__name__).inc(nbytes(frames))
         # A peer that is not there asks again when it is back, and gets the kept frames.
         self._socket.send([identity, *frames])
         return frames
-
-    @staticmethod
-    def _forget_acknowledged(peer: _Peer, ack: int) -> None:
-        if ack > peer.ack:
-            peer.ack = ack
-            for n in [n for n in peer.done if n < ack]:
-                del peer.done[n]
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -248,5 +235,5 @@ class Server:
             for n, ticket in peer.pending.items():
                 if now - ticket.waited >= WAIT_EVERY_S:
                     ticket.waited = now
-                    self._send(peer.identity, Wait(ticket.reason), Envelope(n, self.life, peer.hello.life, 0))
+                    self._send(peer.identity, Wait(ticket.reason), n, peer.hello.life)
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)

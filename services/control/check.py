@@ -39,7 +39,7 @@ def check_env(env_id: str, settings: list[str]) -> None:
     table.add_row("action", _show_action(spec.action))
     table.add_row("frame skip", f"{spec.frame_skip} (env.frame_skip)")
     group = make_backend(config, config.envs)
-    own = type(group).__name__ == "VectorBackend"
+    own = type(group).__name__ != "LoopBackend"
     table.add_row("vector", "its own implementation" if own else "none of its own: environments step in a loop")
     for backend, label in ((single, "1 environment"), (group, f"group of {config.envs}")):
         table.add_row("speed", f"[bold]{count(measure(backend))}[/] steps/s  [dim]{label}, random actions, one core[/]")
@@ -57,7 +57,10 @@ def run_checker(config: EnvConfig) -> list[str]:
     refused = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped
+        try:
+            env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped
+        except TypeError as error:
+            return [f"not run: env.kwargs are the native backend's own ({escape(str(error))})"]
         try:
             gymnasium_check(env, skip_render_check=True)
         except Exception as error:

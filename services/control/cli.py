@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import ConfigError, HeadraceError
+from services.control.bench.commands import app as bench
 
 app = typer.Typer(
     name="headrace",
@@ -25,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench, name="bench")
 
 RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -211,6 +214,33 @@ def check(
     from services.control.check import check_env
 
     check_env(env_id, settings or [])
+
+
+@app.command()
+def tune(
+    what: What = None,
+    minutes: Annotated[float, typer.Option(min=0.05, help="time budget; it may need less")] = 5.0,
+    output: Annotated[
+        Path | None, typer.Option(help="the overlay to write; CONFIG's name with .tuned.yaml, here", metavar="FILE")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.2, max=10.0, help="of each measurement")] = 1.0,
+) -> None:
+    """Finds the sizes that collect fastest on this machine: environments, servers of both kinds, groups and unrolls.
+
+    It measures short runs of the job without its learner, says which role is the bottleneck, and writes the job with
+    its new sizes. A synchronous job keeps its steps per batch. Ctrl-C writes the best so far.
+
+    [bold]Examples[/]
+
+      headrace tune configs/cartpole_ppo_async.yaml
+
+      headrace tune configs/pendulum_ppo.yaml --minutes 2 --output pendulum.yaml && headrace train pendulum.yaml
+    """
+    from services.control.tune.command import tune_job
+
+    config_file, overrides = _split(what or [])
+    stem = config_file.stem if config_file is not None else "headrace"
+    tune_job(_load(config_file, overrides), output or Path(f"{stem}.tuned.yaml"), minutes, seconds)
 
 
 @app.command()

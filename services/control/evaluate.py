@@ -17,9 +17,10 @@ import torch
 from common.config import Config, load
 from common.errors import ConfigError
 from common.rl.actor import Actor, Seen
+from common.rl.registry import make_actor
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import Backend, make_backend
-from services.learner_server.checkpoint import find, load_policy
+from services.learner_server.checkpoint import find, load_state
 
 MAX_ENVS = 32
 FRAMES_PER_SECOND = 30
@@ -120,7 +121,10 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     config = load(run / "config.yaml", (), {})
     torch.set_num_threads(1)
     path = find(run, checkpoint)
-    policy, spec = load_policy(path, config)
+    state = load_state(path)
+    spec = EnvSpec.from_wire(state["env"])
+    policy = make_actor(config.algorithm, config.network, spec, config.run.seed)
+    policy.load_state_dict(state["trainer"]["policy"])
     policy.eval()
     quota = quotas(episodes)
     console = Console()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 import gymnasium
 import numpy as np
 import yaml
 
 from common.config import CONFIGS, Config, load
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 from common.types import ArraySpec, EnvSpec
 from services.control.compose import overlay_of
 
@@ -41,9 +39,7 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     from services.env_server.backends import make_backend
 
     if algo not in algorithms():
-        close = difflib.get_close_matches(algo, algorithms(), n=1)
-        known = f"presets exist for {', '.join(algorithms())}; write a config file for others"
-        raise ConfigError(f"--algo {algo}: there is no preset", f"did you mean {close[0]}?" if close else known)
+        raise ConfigError(f"--algo {algo}: there is no preset", nearest(algo, algorithms()))
     chosen = load(None, [f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))])
     backend = make_backend(chosen.env, 1)
     spec = backend.spec

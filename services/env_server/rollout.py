@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import ProtocolError
-from common.types import Arrays, ArraySpec, EnvSpec, PolicySpec, prefixed
+from common.types import Arrays, EnvSpec, PolicySpec, prefixed
 from services.env_server.backends import Finals
 
 
@@ -29,17 +29,15 @@ class _Buffers:
     """The arrays of one unroll, allocated anew each time: what was sent is never written again."""
 
     def __init__(self, spec: EnvSpec, policy: PolicySpec, unroll: int, num_envs: int) -> None:
-        def empty(array: ArraySpec, rows: int) -> np.ndarray:
-            return np.empty((rows, num_envs, *array.shape), array.dtype)
+        def empty(rows: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+            return np.empty((rows, num_envs, *shape), dtype)
 
         self.observation = {
-            array.name: empty(array, unroll + 1)
-            if array.stack == 1
-            else np.empty((unroll + array.stack, num_envs, *array.shape[1:]), array.dtype)
-            for array in spec.observations
+            seen.name: empty(unroll + seen.stack, seen.shape if seen.stack == 1 else seen.shape[1:], seen.dtype)
+            for seen in spec.observations
         }
-        self.chosen = {"action": np.empty((unroll, num_envs, *spec.action.shape), spec.action.dtype)}
-        self.chosen |= {f"extras.{array.name}": empty(array, unroll) for array in policy.extras}
+        self.chosen = {"action": empty(unroll, spec.action.shape, spec.action.dtype)}
+        self.chosen |= {f"extras.{extra.name}": empty(unroll, extra.shape, extra.dtype) for extra in policy.extras}
         self.first = np.zeros((unroll + 1, num_envs), np.bool_)
         self.reward = np.empty((unroll, num_envs), np.float32)
         self.terminated = np.empty((unroll, num_envs), np.bool_)
@@ -55,12 +53,8 @@ class _Buffers:
         """Gives the unroll under the names of `common/types.py`, less the state and reward before its first step."""
         arrays = {f"observation.{name}": value for name, value in self.observation.items()}
         arrays |= self.chosen
-        arrays["first"] = self.first
-        arrays["reward"] = self.reward
-        arrays["terminated"] = self.terminated
-        arrays["truncated"] = self.truncated
-        arrays["valid"] = self.valid
-        arrays["versions"] = self.versions
+        for name in ("first", "reward", "terminated", "truncated", "valid", "versions"):
+            arrays[name] = getattr(self, name)
         arrays["episode_returns"] = np.concatenate([*self.episode_returns, ()], dtype=np.float32, casting="same_kind")
         arrays["episode_lengths"] = np.concatenate([np.empty(0, np.int32), *self.episode_lengths])
         if self.final_index:
@@ -132,11 +126,7 @@ class Rollout:
 
         Raises ProtocolError where names, shapes or dtypes are not those of the policy's spec.
         """
-        for name, (shape, dtype) in self._answers.items():
-            array = arrays.get(name)
-            if array is None or array.shape != shape or array.dtype != dtype:
-                raise self._disagreement(arrays)
-        if len(arrays) != len(self._answers):
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != self._answers:
             raise self._disagreement(arrays)
         t, chosen = self._t, self._buffers.chosen
         for name, rows in chosen.items():
@@ -150,13 +140,7 @@ class Rollout:
     def targets(self) -> Targets:
         """Gives the views that the backend fills in this step: `backend.step(action, *rollout.targets())`."""
         t, buffers = self._t, self._buffers
-        return Targets(
-            self._rows(1),
-            buffers.reward[t],
-            buffers.terminated[t],
-            buffers.truncated[t],
-            buffers.valid[t],
-        )
+        return Targets(self._rows(1), buffers.reward[t], buffers.terminated[t], buffers.truncated[t], buffers.valid[t])
 
     def advance(self, finals: Finals) -> None:
         """Takes in the step that the backend has written, and moves on to the next."""

@@ -34,11 +34,9 @@ _LIFE_BITS = 40
 class Group:
     """One stream: a backend, its rollout, and the loop that drives them."""
 
-    def __init__(
-        self, context: Context, number: int, backend: Backend, metrics: EnvMetrics, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, context: Context, index: int, backend: Backend, metrics: EnvMetrics, watchdog: Watchdog) -> None:
         config = context.config
-        self.slot = f"{context.name}/{number}"
+        self.slot = f"{context.name}/{index}"
         self.life = new_life()
         self.backend = backend
         self.steps = self.frames = self.unrolls = 0
@@ -47,18 +45,16 @@ class Group:
         self._watchdog = watchdog
         self._tallies: dict[str, int] = {}
         # Among all groups of the job: it gives the environments their numbers, and the group its replay-server.
-        self.number = context.index * config.env.groups + number
+        self.number = context.index * config.env.groups + index
         self._first_env = self.number * config.env.envs
-        entropy = [config.run.seed, context.index, number, context.life_number]
+        entropy = [config.run.seed, context.index, index, context.life_number]
         self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # Sampling noise is keyed by this number: a restarted group must not live through the same noise again.
         self._step = context.life_number << _LIFE_BITS
         self._step_s = 0.0
-        self._synchronous = config.synchronous
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="simulator")
 
-    async def collect(
-        self, policy: PolicySpec, inference: InferenceServers, replay: Client, pool: ThreadPoolExecutor
-    ) -> None:
+    async def collect(self, policy: PolicySpec, inference: InferenceServers, replay: Client) -> None:
         """Collects unrolls until a peer says that the job is finished."""
         rollout = Rollout(self.backend.spec, policy, self._config.rollout.unroll, self.backend.num_envs)
         with self._watchdog.step(self.slot):
@@ -69,12 +65,12 @@ class Group:
         try:
             while True:
                 while not rollout.complete:
-                    await self._advance(rollout, inference, pool, min_version)
+                    await self._advance(rollout, inference, min_version)
                 # One Insert in flight: a full table holds its answer back, and so holds this group back.
                 if insert is not None:
                     await insert
                 insert = asyncio.create_task(self._insert(rollout, rollout.finish(), replay))
-                if self._synchronous:
+                if self._config.synchronous:
                     min_version = await insert
         finally:
             if insert is not None:
@@ -82,9 +78,12 @@ class Group:
                 await asyncio.wait([insert], timeout=LAST_INSERT_S)
                 insert.cancel()
 
-    async def _advance(
-        self, rollout: Rollout, inference: InferenceServers, pool: ThreadPoolExecutor, min_version: int
-    ) -> None:
+    def close(self) -> None:
+        """Frees the simulators; a step that is under way is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.backend.close()
+
+    async def _advance(self, rollout: Rollout, inference: InferenceServers, min_version: int) -> None:
         asked = time.perf_counter()
         act = Act(self._first_env, self.backend.num_envs, self._step, min_version, rollout.request())
         actions = await inference.request(act)
@@ -94,7 +93,7 @@ class Group:
         if self._step_s < SLOW_STEP_S:
             finals = self._step_backend(action, rollout)
         else:
-            finals = await asyncio.get_running_loop().run_in_executor(pool, self._step_backend, action, rollout)
+            finals = await asyncio.get_running_loop().run_in_executor(self._pool, self._step_backend, action, rollout)
         seconds = time.perf_counter() - answered
         self._metrics.step_seconds.observe(seconds)
         self._step_s += 0.1 * (seconds - self._step_s)
@@ -107,9 +106,8 @@ class Group:
 
     async def _insert(self, rollout: Rollout, arrays: Arrays, replay: Client) -> int:
         number, steps, frames = rollout.number, rollout.steps, rollout.frames
-        insert = Insert(
-            self._config.rollout.tables, self.slot, self.life, number, self._first_env, steps, frames, arrays
-        )
+        tables = self._config.rollout.tables
+        insert = Insert(tables, self.slot, self.life, number, self._first_env, steps, frames, arrays)
         inserted: Inserted = await replay.request(insert)
         self._metrics.unrolls.inc()
         self._metrics.steps.inc(steps - self.steps)
@@ -138,16 +136,13 @@ async def run(context: Context) -> None:
     hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
     inference = InferenceServers(context, hello, max_in_flight=len(groups))
     shards = [connect(context, a, "replay", max_in_flight=len(groups), hello=hello) for a in config.net.experience]
-    pool = ThreadPoolExecutor(len(groups), thread_name_prefix="simulator")
 
     async def collect() -> None:
         # Replay hears of the environment first: the learner, and so inference, wait for its spec.
         await shards[0].welcome()
         policy = await inference.policy()
         context.health.ready = True
-        await until_stopped(
-            context, [g.collect(policy, inference, shards[g.number % len(shards)], pool) for g in groups]
-        )
+        await until_stopped(context, [g.collect(policy, inference, shards[g.number % len(shards)]) for g in groups])
 
     try:
         await until_stopped(context, [collect()])
@@ -160,7 +155,6 @@ async def run(context: Context) -> None:
         inference.close()
         for shard in shards:
             shard.close()
-        pool.shutdown(wait=False, cancel_futures=True)
         watchdog.close()
         for group in groups:
-            group.backend.close()
+            group.close()

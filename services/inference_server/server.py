@@ -11,7 +11,7 @@ from contextlib import suppress
 import torch
 
 from common.errors import Finished, ProtocolError
-from common.messages import PROTOCOL, Act, Actions, GetWeights, Hello, NotModified, Weights, Welcome
+from common.messages import Act, GetWeights, Hello, NotModified, Weights
 from common.metrics import InferenceMetrics
 from common.service import Context, connect, until_stopped
 from common.transport.client import Client
@@ -37,7 +37,6 @@ class InferenceServer:
         # At lag 0 a result may not depend on who else asked.
         wait_s = config.inference.wait_us * 1e-6
         self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, wait_s, alone=config.synchronous)
-        self._greetings: list[Ticket] = []
         self._early: list[Ticket] = []
         self._pass_s = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="forward")
@@ -74,7 +73,8 @@ class InferenceServer:
                 else:
                     replies = await loop.run_in_executor(self._pool, self._runner.act, acts)
                 self._measure(time.perf_counter() - started, acts)
-            self._answer(tickets, replies)
+            for ticket, reply in zip(tickets, replies, strict=True):
+                ticket.reply(reply)
 
     def close(self) -> None:
         self.server.close()
@@ -82,23 +82,30 @@ class InferenceServer:
 
     def _handle(self, ticket: Ticket) -> None:
         match ticket.message:
-            case Hello():
-                self._greetings.append(ticket)
-                ticket.reason = "no weights yet: the learner has sent none"
-                self._admit()
+            case Hello() as hello:
+                self._greet(ticket, hello)
             case Act() as act:
-                if self._runner.spec is None:
-                    raise ProtocolError("Act before Hello was answered", "wait for Welcome")
-                self._runner.check(act)
-                ticket.reason = f"waits for newer weights than {version_updates(max(self._runner.version, 0))}"
                 self._queue(ticket, act)
             case other:
-                raise ProtocolError(
-                    f"an inference-server does not answer {type(other).__name__}", "see docs/protocol.md"
-                )
+                raise ProtocolError(f"an inference-server answers no {type(other).__name__}", "see docs/protocol.md")
+
+    def _greet(self, ticket: Ticket, hello: Hello) -> None:
+        if self._runner.spec is None:
+            ticket.reason = "no weights yet: the learner has sent none"
+            self._early.append(ticket)
+            return
+        theirs = None if hello.spec is None else EnvSpec.from_wire(hello.spec)
+        if theirs != self._runner.env:
+            message = f"{hello.name} runs {theirs}, the policy is for {self._runner.env}"
+            raise ProtocolError(message, "run one environment")
+        ticket.welcome(self._runner.spec.to_wire())
 
     def _queue(self, ticket: Ticket, act: Act) -> None:
+        if self._runner.spec is None:
+            raise ProtocolError("Act before Hello was answered", "wait for Welcome")
+        self._runner.check(act)
         if act.min_version > self._runner.version:
+            ticket.reason = f"waits for newer weights than {version_updates(self._runner.version)}"
             self._early.append(ticket)
             return
         self._batcher.add(ticket, act.count, time.monotonic())
@@ -106,45 +113,21 @@ class InferenceServer:
         self._wanted.set()
 
     def _admit(self) -> None:
-        """Lets in those who waited for weights: greetings for the first ones, Acts for new ones."""
-        if self._runner.spec is None or self._runner.env is None:
-            return
+        """Takes up again what came before its weights: greetings before the first ones, Acts before newer ones."""
         self._context.health.ready = True
-        greetings, self._greetings = self._greetings, []
-        for ticket in greetings:
+        early, self._early = self._early, []
+        for ticket in early:
             try:
-                self._greet(ticket, self._runner.env)
+                self._handle(ticket)
             except ProtocolError as error:
                 # Here the loop that follows the learner would fail, not the one that asks.
                 ticket.fail(error)
-        early, self._early = self._early, []
-        for ticket in early:
-            if isinstance(ticket.message, Act):
-                self._queue(ticket, ticket.message)
-
-    def _greet(self, ticket: Ticket, env: EnvSpec) -> None:
-        assert isinstance(ticket.message, Hello)
-        assert self._runner.spec is not None
-        spec = ticket.message.spec
-        if spec is None or EnvSpec.from_wire(spec) != env:
-            theirs = None if spec is None else EnvSpec.from_wire(spec)
-            error = ProtocolError(
-                f"{ticket.message.name} runs {theirs}, the policy is for {env}", "run one environment"
-            )
-            ticket.fail(error)
-        else:
-            ticket.reply(Welcome(PROTOCOL, self.server.life, self._runner.spec.to_wire()))
 
     def _measure(self, seconds: float, acts: list[Act]) -> None:
         self._pass_s += 0.1 * (seconds - self._pass_s)
         self._metrics.forward_seconds.observe(seconds)
         self._metrics.batch_size.observe(sum(act.count for act in acts))
         self._metrics.queue_depth.set(len(self._batcher))
-
-    @staticmethod
-    def _answer(tickets: list[Ticket], replies: list[Actions]) -> None:
-        for ticket, reply in zip(tickets, replies, strict=True):
-            ticket.reply(reply)
 
 
 async def run(context: Context) -> None:

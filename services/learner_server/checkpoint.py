@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.config import Config
 from common.errors import ConfigError
-from common.rl.actor import Actor
-from common.rl.registry import make_actor
-from common.types import EnvSpec
 
 _TENSOR = "@tensor"
 
@@ -92,18 +88,9 @@ def find(run_dir: Path, which: str = "latest") -> Path:
 
 def load_state(path: Path) -> dict[str, Any]:
     """Gives the nested state of a checkpoint directory."""
-    state = _lower(json.loads((path / "state.json").read_text()), load_file(path / "model.safetensors"))
-    assert isinstance(state, dict)
-    return state
-
-
-def load_policy(path: Path, config: Config) -> tuple[Actor, EnvSpec]:
-    """Gives the policy of a checkpoint directory, with its weights, and the environment's spec it was built for."""
-    state = load_state(path)
-    env = EnvSpec.from_wire(state["env"])
-    policy = make_actor(config.algorithm, config.network, env, config.run.seed)
-    policy.load_state_dict(state["trainer"]["policy"])
-    return policy, env
+    tree: dict[str, Any] = json.loads((path / "state.json").read_text())
+    tensors = load_file(path / "model.safetensors")
+    return {name: _lower(value, tensors) for name, value in tree.items()}
 
 
 def _lift(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -120,9 +107,7 @@ def _lift(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 def _lower(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
-        return (
-            tensors[value[_TENSOR]] if _TENSOR in value else {key: _lower(item, tensors) for key, item in value.items()}
-        )
+        return tensors[value[_TENSOR]] if _TENSOR in value else {k: _lower(item, tensors) for k, item in value.items()}
     if isinstance(value, list):
         return [_lower(item, tensors) for item in value]
     return value

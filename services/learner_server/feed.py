@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,21 +37,6 @@ class Draw:
     online: tuple[Part, ...]
     replayed: tuple[Part, ...] = ()
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return (*self.online, *self.replayed)
-
-
-@dataclass(slots=True)
-class _Shares:
-    """What is known of one ring's shards: draws are shared out by their priority mass."""
-
-    mass: np.ndarray
-    size: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = np.zeros_like(self.mass)
-
 
 class Feed:
     """One job's batches. `updates` is the learner's own count; `trained` must be told of each batch that is done with.
@@ -60,7 +46,6 @@ class Feed:
 
     def __init__(self, config: Config, shards: Sequence[Client], ordinal: int, updates: int) -> None:
         self._learner = config.learner
-        self._mixed = config.learner.replayed
         self._fifo = config.replay.tables[config.learner.table].kind == "fifo"
         self._columns = config.learner.batch * config.env.envs
         self._shards = shards
@@ -69,7 +54,8 @@ class Feed:
         self._ahead = 0
         self._turn = 0
         self._random = np.random.default_rng(config.run.seed)
-        self._shares = {name: _Shares(np.ones(len(shards))) for name in config.replay.tables}
+        # The shards' priority masses, as far as they are known: a ring's draws are shared out by them.
+        self._masses = {name: np.ones(len(shards)) for name in config.replay.tables}
         self._priorities: set[asyncio.Task[object]] = set()
         self._queue: asyncio.Queue[Draw] = asyncio.Queue(config.learner.prefetch)
         self._fetcher = None if config.synchronous else asyncio.create_task(self._prefetch())
@@ -119,11 +105,9 @@ class Feed:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, shard: int, message: UpdatePriorities) -> None:
-        try:
+        # With a server that is lost went the items.
+        with suppress(PeerLost):
             await self._shards[shard].request(message)
-        except PeerLost:
-            # With it went the items.
-            return
 
     async def _prefetch(self) -> None:
         while True:
@@ -132,7 +116,7 @@ class Feed:
             await self._queue.put(draw)
 
     async def _draw(self, version: int) -> Draw:
-        learner, mixed = self._learner, self._mixed
+        learner, mixed = self._learner, self._learner.replayed
         if not self._fifo:
             return Draw(await self._share_out(learner.table, learner.batch, version))
         if not mixed.table:
@@ -154,15 +138,15 @@ class Feed:
 
     async def _share_out(self, table: str, n: int, version: int) -> tuple[Part, ...]:
         """Draws `n` items of a ring from all its live shards, each with the probability it has in the whole."""
-        shares = self._shares[table]
+        masses = self._masses[table]
         while True:
             live = np.array([client.live for client in self._shards])
-            mass = shares.mass * live if live.any() else shares.mass
+            mass = masses * live if live.any() else masses
             counts = self._random.multinomial(n, mass / mass.sum())
             asked = [self._ask(s, Sample(table, int(k), version)) for s, k in enumerate(counts) if k]
             parts = tuple(part for part in await asyncio.gather(*asked) if part is not None)
             for part in parts:
-                shares.mass[part.shard], shares.size[part.shard] = part.batch.mass, part.batch.size
+                masses[part.shard] = part.batch.mass
             if parts:
                 return parts
 

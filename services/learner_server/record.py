@@ -27,7 +27,7 @@ class Record:
     def __init__(self, context: Context, run_dir: Path) -> None:
         self._context = context
         self._run_dir = run_dir
-        self._checkpoints = Checkpoints(run_dir, context.config.learner.checkpoint.keep)
+        self.checkpoints = Checkpoints(run_dir, context.config.learner.checkpoint.keep)
         self._logger = Logger(run_dir)
         self._best = -math.inf
         self._scalars: dict[str, float] = {}
@@ -35,14 +35,6 @@ class Record:
         self._logged = self._saved = time.monotonic()
         self.tally = Tally(context.config.stop)
         self.metrics = _metrics(context, run_dir)
-
-    def next_ordinal(self) -> int:
-        """Gives the ordinal of this learner life, and stores it first."""
-        return self._checkpoints.next_ordinal()
-
-    def started(self) -> None:
-        """Says that the intervals of logs and checkpoints begin now."""
-        self._logged = self._saved = time.monotonic()
 
     def account(self, update: Update, updates: int, seconds: float, queue_depth: int) -> None:
         """Takes in one update."""
@@ -83,12 +75,13 @@ class Record:
             "tally": self.tally.state_dict(),
             "best": self._best if math.isfinite(self._best) else None,
         }
-        self._checkpoints.save(state, trainer.updates, best)
+        self.checkpoints.save(state, trainer.updates, best)
         self.metrics.checkpoints.inc()
 
     def resume(self, trainer: Trainer) -> None:
-        """Brings trainer and tally to where the newest checkpoint has them, if there is one."""
-        state = self._checkpoints.load_latest()
+        """Brings trainer and tally to where the newest checkpoint has them, if there is one; intervals begin now."""
+        self._logged = self._saved = time.monotonic()
+        state = self.checkpoints.load_latest()
         if state is None:
             return
         if EnvSpec.from_wire(state["env"]) != trainer.env:
@@ -103,7 +96,7 @@ class Record:
 
     def conclude(self) -> None:
         """Ends a job that the replay-server says is finished: ours, if the newest checkpoint says so too."""
-        state = self._checkpoints.load_latest()
+        state = self.checkpoints.load_latest()
         if state is not None:
             self.tally.load_state_dict(state["tally"])
         outcome = self.tally.outcome()

@@ -37,8 +37,7 @@ class Learner:
         self._tally = self._record.tally
         self._kind = self._config.replay.tables[self._config.learner.table].kind
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-        self._started = time.monotonic()
-        self._elapsed_before = 0.0
+        self._started = 0.0
 
     async def train(self) -> None:
         """Trains until a stop condition holds or the service is told to stop; either way a checkpoint is left."""
@@ -49,13 +48,11 @@ class Learner:
             return
         if welcome is None:
             return
-        trainer = Trainer(self._config, EnvSpec.from_wire(welcome.spec), self._record.next_ordinal())
+        trainer = Trainer(self._config, EnvSpec.from_wire(welcome.spec), self._record.checkpoints.next_ordinal())
         self._record.resume(trainer)
         self._publish(trainer)
         self._context.health.ready = True
-        self._record.started()
-        self._started = time.monotonic()
-        self._elapsed_before = self._tally.seconds
+        self._started = time.monotonic() - self._tally.seconds
         feed = Feed(self._config, self._shards, trainer.ordinal, trainer.updates)
         try:
             while (outcome := self._outcome()) is None and not self._context.stopping.is_set():
@@ -67,7 +64,7 @@ class Learner:
         await self._end(trainer, outcome)
 
     def _outcome(self) -> str | None:
-        self._tally.seconds = self._elapsed_before + time.monotonic() - self._started
+        self._tally.seconds = time.monotonic() - self._started
         return self._tally.outcome()
 
     def _seconds_left(self) -> float | None:
@@ -86,9 +83,11 @@ class Learner:
             stop.cancel()
 
     async def _learn(self, trainer: Trainer, feed: Feed, draw: Draw) -> None:
-        for part in draw.parts:
+        for part in (*draw.online, *draw.replayed):
             self._record.metrics.episodes.inc(self._tally.merge(part.batch.arrays))
-        unrolls = [unroll for part in draw.online for unroll in self._untrained(part.batch)]
+        unrolls: list[Arrays] = []
+        for batch in (part.batch for part in draw.online):
+            unrolls += self._tally.untrained(batch.arrays["origins"], split(batch.arrays, batch.unrolls))
         if self._kind == "fifo" and not unrolls:
             feed.trained(trainer.updates)
             return
@@ -111,9 +110,6 @@ class Learner:
         if self._record.checkpoint_due:
             await loop.run_in_executor(self._pool, self._record.save, trainer)
 
-    def _untrained(self, batch: Any) -> list[Arrays]:
-        return self._tally.untrained(batch.arrays["origins"], split(batch.arrays, batch.unrolls))
-
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":
             arrays = join([part.batch for part in draw.online])
@@ -129,9 +125,10 @@ class Learner:
     async def _end(self, trainer: Trainer, outcome: str | None) -> None:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
         self._record.save(trainer)
+        goal = f"the learner has reached its goal: {outcome}"
         if outcome is not None:
             for shard in self._shards:
-                finish = shard.request(Finish(_goal(outcome)))
+                finish = shard.request(Finish(goal))
                 finished: Finished | None = await self._or_stop(finish, self._config.net.deadline_s)
                 if finished is None:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
@@ -140,13 +137,9 @@ class Learner:
             self._record.save(trainer)
         self._record.finish(outcome or "stopped", trainer.updates)
         if outcome is not None:
-            self._weights.server.finish(_goal(outcome))
+            self._weights.server.finish(goal)
             await self._weights.server.drained(self._config.net.linger_s)
         self._pool.shutdown()
-
-
-def _goal(outcome: str) -> str:
-    return f"the learner has reached its goal: {outcome}"
 
 
 async def run(context: Context) -> None:

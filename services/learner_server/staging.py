@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import ProtocolError
-from common.frames import stacked
 from common.messages import Batch
 from common.types import Arrays, EnvSpec
 
@@ -38,9 +37,7 @@ def stage(parts: Sequence[Arrays]) -> Arrays:
     lengths = {len(part["reward"]) for part in parts}
     names = {frozenset(n for n in part if not n.startswith("final.") and n not in _SEPARATE) for part in parts}
     if len(lengths) != 1 or len(names) != 1:
-        raise ProtocolError(
-            f"unrolls of {sorted(lengths)} steps in one batch", "set one rollout.unroll for all env-servers"
-        )
+        raise ProtocolError(f"unrolls of {sorted(lengths)} steps in one batch", "set one rollout.unroll for all")
     batch: Arrays = {}
     for name in sorted(names.pop()):
         axis = 0 if name.startswith(_PER_ENVIRONMENT) else 1
@@ -83,6 +80,21 @@ def stack(batch: Arrays, env: EnvSpec) -> None:
         if spec.stack > 1 and "first" in batch:
             index = np.arange(batch["first"].size).reshape(batch["first"].shape)
             batch[name] = stacked(batch[name], batch["first"], index, spec.stack)
+
+
+def stacked(frames: np.ndarray, first: np.ndarray, index: np.ndarray, k: int) -> np.ndarray:
+    """Gives the stacks [..., k, *frame] that were seen at `index` (t * B + b, any shape) of an unroll.
+
+    Oldest frame first; zeros stand for the frames before an episode's first.
+    `frames` [T+k, B, *frame] are its single frames, the first k of them the stack at t = 0; `first` is [T+1, B] bool.
+    """
+    t, b = np.divmod(index, first.shape[1])
+    # Row 0's own stack came whole: no episode opens within it.
+    opened = np.maximum.accumulate(np.where(first, np.arange(len(first))[:, None], -k), axis=0)
+    back = np.arange(k - 1, -1, -1)
+    stacks: np.ndarray = frames[t[..., None] + k - 1 - back, b[..., None]]
+    stacks[back > (t - opened[t, b])[..., None]] = 0
+    return stacks
 
 
 def _stage_finals(batch: Arrays, parts: Sequence[Arrays], widths: Sequence[int]) -> None:

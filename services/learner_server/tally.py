@@ -10,6 +10,9 @@ import numpy as np
 from common.config import StopConfig
 from common.types import Arrays
 
+_LIMITED = ("steps", "frames", "seconds")
+_TOTALS = (*_LIMITED, "episodes", "trained_steps")
+
 
 class Tally:
     """Counters merged by maximum from what Batches say, so that a repeated message counts nothing twice."""
@@ -69,16 +72,14 @@ class Tally:
         full = len(self._returns) == stop.episodes
         if stop.episode_return is not None and full and self.episode_return >= stop.episode_return:
             return "solved"
-        for name in ("steps", "frames", "seconds"):
+        for name in _LIMITED:
             if 0 < getattr(stop, name) <= getattr(self, name):
                 return name
         return None
 
     def progress(self) -> float:
         """Gives the share of the job's budget that is used up, 0 to 1: what schedules follow."""
-        shares = [
-            getattr(self, n) / getattr(self._stop, n) for n in ("steps", "frames", "seconds") if getattr(self._stop, n)
-        ]
+        shares = [getattr(self, name) / getattr(self._stop, name) for name in _LIMITED if getattr(self._stop, name)]
         return min(1.0, max(shares, default=0.0))
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,11 +88,7 @@ class Tally:
             "trained": {str(life): number for life, number in self._trained.items()},
             "returns": list(self._returns),
             "lengths": list(self._lengths),
-            "steps": self.steps,
-            "frames": self.frames,
-            "episodes": self.episodes,
-            "trained_steps": self.trained_steps,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in _TOTALS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,5 +96,5 @@ class Tally:
         self._trained = {int(life): number for life, number in state["trained"].items()}
         self._returns = deque(state["returns"], maxlen=self._stop.episodes)
         self._lengths = deque(state["lengths"], maxlen=self._stop.episodes)
-        for name in ("steps", "frames", "episodes", "trained_steps", "seconds"):
+        for name in _TOTALS:
             setattr(self, name, state[name])

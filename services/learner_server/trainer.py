@@ -88,15 +88,10 @@ class Trainer:
         to_tensors = to_transitions if self.algorithm.batches == "transitions" else to_batch
         batch = to_tensors(arrays, self._device)
         scalars = self.algorithm.learn(batch, progress)
-        priorities = self.algorithm.priorities
+        errors = self.algorithm.priorities
+        priorities = None if errors is None else errors.cpu().numpy()
         self.updates += 1
-        return Update(
-            scalars,
-            batch.steps,
-            float(lag.mean()),
-            int(lag.max()),
-            None if priorities is None else priorities.cpu().numpy(),
-        )
+        return Update(scalars, batch.steps, float(lag.mean()), int(lag.max()), priorities)
 
     def _lag(self, arrays: Arrays) -> np.ndarray:
         """Gives the versions between acting and now of what just came; replay has no bound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from common.errors import ProtocolError
-from common.messages import PROTOCOL, GetWeights, Hello, NotModified, Weights, Welcome
+from common.messages import GetWeights, Hello, NotModified, Weights
 from common.service import Context
 from common.transport.server import Server, Ticket
 
@@ -30,7 +30,7 @@ class WeightsServer:
     def _handle(self, ticket: Ticket) -> None:
         match ticket.message:
             case Hello():
-                ticket.reply(Welcome(PROTOCOL, self.server.life))
+                ticket.welcome()
             case GetWeights(have=have):
                 if self._weights is not None and self._weights.version > have:
                     ticket.reply(self._weights)
@@ -39,7 +39,7 @@ class WeightsServer:
                 self._parked.append(ticket)
                 asyncio.get_running_loop().call_later(LONG_POLL_S, self._end_poll, ticket, have)
             case other:
-                raise ProtocolError(f"a learner-server does not answer {type(other).__name__}", "see docs/protocol.md")
+                raise ProtocolError(f"a learner-server answers no {type(other).__name__}", "see docs/protocol.md")
 
     def _end_poll(self, ticket: Ticket, have: int) -> None:
         if ticket in self._parked:

@@ -150,18 +150,16 @@ class FifoTable:
     def reasons(self) -> Iterable[tuple[Any, str]]:
         """Gives the tokens of waiting requests, each with what it waits for."""
         if self._wanted is not None:
-            yield self._wanted.token, self._reason()
+            reason = f"{len(self._queue)} of {self._wanted.n} unrolls are here"
+            if self.synchronous:
+                late = self._late()
+                reason = f"waits for unrolls of {', '.join(late[:3])}" if late else "no env-server is here"
+            yield self._wanted.token, reason
         for item in self._parked:
             yield item.token, f"the table is full ({self._capacity} unrolls): the learner is behind"
         if self.synchronous:
             for item in (*self._queue, *self._kept):
                 yield item.token, "the learner has not asked for the next batch"
-
-    def _reason(self) -> str:
-        if not self.synchronous:
-            return f"{len(self._queue)} of {self._wanted.n if self._wanted else 0} unrolls are here"
-        late = self._late()
-        return f"waits for unrolls of {', '.join(late[:3])}" if late else "no env-server is here"
 
     def _admit(self) -> bool:
         """Stores what waits for room while there is some; says whether any did."""

@@ -6,33 +6,21 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from prometheus_client import Counter
 
-from common.config import Config, TableConfig
-from common.errors import ConfigError, ProtocolError
-from common.messages import (
-    PROTOCOL,
-    Batch,
-    Finish,
-    Finished,
-    Hello,
-    Insert,
-    Inserted,
-    Ok,
-    Sample,
-    UpdatePriorities,
-    Welcome,
-)
+from common.config import Config
+from common.errors import ProtocolError
+from common.messages import Batch, Finish, Finished, Hello, Insert, Inserted, Ok, Sample, UpdatePriorities
 from common.metrics import ReplayMetrics
 from common.service import Context, until_stopped
 from common.transport.server import Server, Ticket
 from common.types import EnvSpec
-from services.replay_server import checkpoint
 from services.replay_server.fifo import FifoTable
 from services.replay_server.ledger import Ledger
-from services.replay_server.ring import RingTable
+from services.replay_server.ring.keeper import RingKeeper
+from services.replay_server.ring.table import RingTable, make_ring
 from services.replay_server.unroll import Answer, Drawn, Unroll, check_unroll
 
 log = logging.getLogger("headrace.replay")
@@ -49,7 +37,6 @@ class _Pending:
     ticket: Ticket
     insert: Insert
     left: int
-    counted: bool = False
     min_version: int = 0
 
 
@@ -61,15 +48,15 @@ class ReplayServer:
         self._context = context
         self._metrics = ReplayMetrics(context.registry)
         self._tables = {name: make_table(name, config) for name in config.replay.tables}
-        self._reported = {name: (0, 0, 0, {"insert": 0.0, "sample": 0.0}) for name in self._tables}
+        self._rings = {name: table for name, table in self._tables.items() if isinstance(table, RingTable)}
+        self.keeper = RingKeeper(context, self._rings, self._poll)
+        self.keeper.restore()
+        self._counted: dict[Counter, float] = {}
         self._ledger = Ledger()
         self._spec: EnvSpec | None = None
         self._spec_of = ""
         self._learner: int | None = None
         self._learner_hello: Ticket | None = None
-        self._rings = {name: table for name, table in self._tables.items() if isinstance(table, RingTable)}
-        self._lost = dict.fromkeys(self._rings, 0)
-        self._restore()
         self.finished = asyncio.Event()
         self.server = Server(
             config.net.experience[context.index % len(config.net.experience)],
@@ -88,43 +75,12 @@ class ReplayServer:
                 for token, reason in table.reasons():
                     (token.ticket if isinstance(token, _Pending) else token).reason = reason
                 self._measure(name, table)
-
-    async def checkpoint_forever(self) -> None:
-        """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""
-        while True:
-            await asyncio.sleep(self._context.config.replay.checkpoint_s)
-            for name, table in self._rings.items():
-                state = table.freeze()
-                try:
-                    await asyncio.to_thread(checkpoint.write, self._path(name), {"time": time.time(), "table": state})
-                    table.thaw()
-                    self._poll(name)
-                    await asyncio.to_thread(checkpoint.commit, self._path(name))
-                except OSError as error:
-                    table.thaw()
-                    self._context.health.say(f"table {name} has no new checkpoint: {error}")
-
-    def _restore(self) -> None:
-        """Fills the rings from their checkpoints, saying aloud what they hold."""
-        for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
-            if (saved := checkpoint.read(self._path(name))) is None:
-                continue
-            said = "starts empty: its checkpoint was made with other settings"
-            if table.restore(saved["table"]):
-                said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
-                said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
-            self._lost[name] = table.lost
-            self._context.health.say(f"table {name} {said}")
-
-    def _path(self, name: str) -> Path:
-        if self._context.run_dir is None:
-            raise ConfigError("replay.checkpoint_s has no run directory to write to", "give --run-dir, or set it to 0")
-        return self._context.run_dir / "replay" / str(self._context.index) / name
+            self.keeper.say_losses()
 
     def _handle(self, ticket: Ticket) -> None:
         match ticket.message:
-            case Hello(role="learner"):
-                self._greet_learner(ticket)
+            case Hello(role="learner") as hello:
+                self._greet_learner(ticket, hello)
             case Hello() as hello:
                 self._greet_env(ticket, hello)
             case Insert() as insert:
@@ -141,7 +97,7 @@ class ReplayServer:
                 self._check_learner(ticket)
                 self._finish(ticket, finish)
             case other:
-                raise ProtocolError(f"a replay-server does not answer {type(other).__name__}", "see docs/protocol.md")
+                raise ProtocolError(f"a replay-server answers no {type(other).__name__}", "see docs/protocol.md")
 
     def _check_learner(self, ticket: Ticket) -> None:
         if ticket.client.hello.life != self._learner:
@@ -158,18 +114,16 @@ class ReplayServer:
             )
         self._spec, self._spec_of = spec, hello.name
         for table in self._tables.values():
-            if isinstance(table, FifoTable):
-                for slot, life in hello.streams:
-                    table.join(slot, life)
-        ticket.reply(Welcome(PROTOCOL, self.server.life))
+            for slot, life in hello.streams:
+                table.join(slot, life)
+        ticket.welcome()
         if self._learner_hello is not None:
-            self._learner_hello.reply(Welcome(PROTOCOL, self.server.life, spec.to_wire()))
+            self._learner_hello.welcome(spec.to_wire())
             self._learner_hello = None
         self._context.health.ready = True
 
-    def _greet_learner(self, ticket: Ticket) -> None:
-        hello = ticket.message
-        if isinstance(hello, Hello) and hello.life != self._learner:
+    def _greet_learner(self, ticket: Ticket, hello: Hello) -> None:
+        if hello.life != self._learner:
             self._learner = hello.life
             self._ledger.repeat_all()
             for table in self._tables.values():
@@ -178,7 +132,7 @@ class ReplayServer:
             ticket.reason = "no env-server has said what its environment is"
             self._learner_hello = ticket
         else:
-            ticket.reply(Welcome(PROTOCOL, self.server.life, self._spec.to_wire()))
+            ticket.welcome(self._spec.to_wire())
 
     def _gone(self, hello: Hello) -> None:
         if hello.role == "learner":
@@ -197,7 +151,7 @@ class ReplayServer:
         pending = _Pending(ticket, insert, len(tables))
         for name, table in tables:
             if table.insert(unroll, pending):
-                self._count(pending)
+                self._count(insert)
             self._poll(name)
 
     def _update(self, update: UpdatePriorities) -> None:
@@ -207,11 +161,8 @@ class ReplayServer:
         # Keys of an earlier life may name other items now.
         table.update(update.arrays, stale=update.life != self.server.life)
 
-    def _count(self, pending: _Pending) -> None:
-        if not pending.counted:
-            pending.counted = True
-            insert = pending.insert
-            self._ledger.record(insert.life, (insert.number, insert.steps, insert.frames), insert.arrays)
+    def _count(self, insert: Insert) -> None:
+        self._ledger.record(insert.life, (insert.number, insert.steps, insert.frames), insert.arrays)
 
     def _poll(self, name: str) -> None:
         for answer in self._tables[name].poll(time.monotonic()):
@@ -220,7 +171,7 @@ class ReplayServer:
     def _answer(self, name: str, answer: Answer) -> None:
         if not isinstance(answer, Drawn):
             pending: _Pending = answer.token
-            self._count(pending)
+            self._count(pending.insert)
             pending.left -= 1
             pending.min_version = max(pending.min_version, answer.min_version)
             if pending.left == 0:
@@ -256,55 +207,27 @@ class ReplayServer:
     def _measure(self, name: str, table: Table) -> None:
         """Brings the metrics up to the table's own counts."""
         m = self._metrics
-        inserts, samples, discarded, blocked = self._reported[name]
-        m.inserts.labels(name).inc(table.inserts - inserts)
-        m.samples.labels(name).inc(table.samples - samples)
-        m.discarded.labels(name).inc(table.discarded - discarded)
-        for side, seconds in table.blocked_seconds.items():
-            m.blocked.labels(name, side).inc(seconds - blocked[side])
-        self._reported[name] = (table.inserts, table.samples, table.discarded, dict(table.blocked_seconds))
+        totals: dict[Counter, float] = {
+            m.inserts.labels(name): table.inserts,
+            m.samples.labels(name): table.samples,
+            m.discarded.labels(name): table.discarded,
+        }
+        totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
+        for counter, total in totals.items():
+            counter.inc(total - self._counted.get(counter, 0))
+            self._counted[counter] = total
         m.items.labels(name).set(table.size)
         m.bytes.labels(name).set(table.nbytes)
         m.queue_depth.labels(name).set(table.parked)
         m.ratio.labels(name).set(table.samples / table.inserts if table.inserts else 0.0)
-        if isinstance(table, RingTable) and table.lost > self._lost[name]:
-            self._lost[name] = table.lost
-            self._context.health.say(f"table {name} has lost {table.lost} steps that came after its checkpoint")
 
 
 def make_table(name: str, config: Config) -> Table:
     """Gives the table that `replay.tables.<name>` describes."""
-    table: TableConfig = config.replay.tables[name]
+    table = config.replay.tables[name]
     if table.kind == "fifo":
         return FifoTable(table.capacity, config.replay.max_policy_lag, config.replay.group_deadline_s)
-    _check(f"replay.tables.{name}", table, config)
-    return RingTable(
-        name,
-        table,
-        unroll=config.rollout.unroll,
-        largest_insert=config.rollout.unroll * config.env.envs,
-        largest_sample=config.learner.batch,
-        seed=config.run.seed,
-    )
-
-
-def _check(key: str, table: TableConfig, config: Config) -> None:
-    """Raises ConfigError for a ring whose items could never be made."""
-    unroll = config.rollout.unroll
-    if table.n_step > 1 and table.discount is None:
-        raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
-    if table.sequence and (table.period == 0 or table.period % unroll):
-        raise ConfigError(
-            f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
-            f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
-        )
-    longest, envs = max(table.sequence, table.n_step), config.env.envs * config.env.groups * config.env.servers
-    needed = -(-(longest + 2 * unroll) * envs // config.replay.servers)
-    if longest > 1 and table.capacity < needed:
-        raise ConfigError(
-            f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
-            f"set it to at least {needed}",
-        )
+    return make_ring(name, config)
 
 
 async def run(context: Context) -> None:
@@ -317,7 +240,7 @@ async def run(context: Context) -> None:
         context.stopping.set()
 
     try:
-        checkpoints = [replay.checkpoint_forever()] if context.config.replay.checkpoint_s else []
+        checkpoints = [replay.keeper.write_forever()] if context.config.replay.checkpoint_s else []
         await until_stopped(context, [replay.poll_forever(), until_finished(), *checkpoints])
     finally:
         replay.server.close()

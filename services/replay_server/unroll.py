@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ProtocolError
-from common.types import Arrays, EnvSpec, select
+from common.types import Arrays, EnvSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,51 +47,51 @@ class Drawn:
 Answer = Stored | Drawn
 
 
-_FIXED = {"first", "action", "reward", "terminated", "truncated", "valid", "reward_before", "versions", "final_index"}
-_FIXED |= {"episode_returns", "episode_lengths"}
-
-
 def check_unroll(arrays: Arrays, spec: EnvSpec) -> None:
     """Raises ProtocolError, naming both sides, unless `arrays` are an unroll of `spec` as in common/types.py."""
     reward = arrays.get("reward")
     if reward is None or reward.ndim != 2 or 0 in reward.shape:
         raise ProtocolError("an unroll without reward [T, B]", "send what common/types.py lists")
-    steps, envs = reward.shape
-    _expect(arrays, "reward", "<f4", (steps, envs))
-    _expect(arrays, "action", spec.action.dtype, (steps, envs, *spec.action.shape))
-    _expect(arrays, "versions", "<i8", (steps,))
-    _expect(arrays, "first", "|b1", (steps + 1, envs))
-    _expect(arrays, "reward_before", "<f4", (envs,))
-    for name in ("terminated", "truncated", "valid"):
-        _expect(arrays, name, "|b1", (steps, envs))
-    episodes = arrays.get("episode_returns", np.zeros(0)).size
-    _expect(arrays, "episode_returns", "<f4", (episodes,))
-    _expect(arrays, "episode_lengths", "<i4", (episodes,))
+    for name, (dtype, shape) in _expected(arrays, spec, *reward.shape).items():
+        array = arrays.get(name)
+        if array is None:
+            raise ProtocolError(f"an unroll without {name}", "send what common/types.py lists")
+        if array.dtype.str != np.dtype(dtype).str or array.shape != shape:
+            raise ProtocolError(
+                f"{name} of an unroll is {array.dtype.str} {array.shape}, the environment's spec says {dtype} {shape}",
+                "run the same environment and version on every env-server",
+            )
     finals = arrays.get("final_index", np.zeros(0, np.int32))
-    _expect({"final_index": finals}, "final_index", "<i4", (finals.size,))
-    if finals.size and not (finals.min() >= 0 and finals.max() < steps * envs):
-        raise ProtocolError(f"final_index outside 0 to {steps * envs - 1}")
-    for observation in spec.observations:
-        name, dtype, shape, stack = observation.name, observation.dtype, observation.shape, observation.stack
-        _expect(arrays, f"observation.{name}", dtype, (steps + stack, envs, *(shape if stack == 1 else shape[1:])))
-        if "final_index" in arrays:
-            _expect(arrays, f"final.{name}", dtype, (finals.size, *shape))
-    named = {f"{kind}.{observation.name}" for observation in spec.observations for kind in ("observation", "final")}
-    for name in arrays.keys() - named - _FIXED:
-        if not name.startswith(("extras.", "state.")):
+    if finals.size and not (finals.min() >= 0 and finals.max() < reward.size):
+        raise ProtocolError(f"final_index outside 0 to {reward.size - 1}")
+
+
+def _expected(arrays: Arrays, spec: EnvSpec, steps: int, envs: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Gives dtype and shape of each array that an unroll with these has; raises ProtocolError for one none has."""
+    episodes = arrays.get("episode_returns", np.zeros(0)).size
+    expected = {
+        "first": ("|b1", (steps + 1, envs)),
+        "action": (spec.action.dtype, (steps, envs, *spec.action.shape)),
+        "reward": ("<f4", (steps, envs)),
+        "reward_before": ("<f4", (envs,)),
+        "versions": ("<i8", (steps,)),
+        "episode_returns": ("<f4", (episodes,)),
+        "episode_lengths": ("<i4", (episodes,)),
+    }
+    expected |= dict.fromkeys(("terminated", "truncated", "valid"), ("|b1", (steps, envs)))
+    for seen in spec.observations:
+        shape = seen.shape if seen.stack == 1 else seen.shape[1:]
+        expected[f"observation.{seen.name}"] = (seen.dtype, (steps + seen.stack, envs, *shape))
+    if "final_index" in arrays:
+        finals = arrays["final_index"].size
+        expected["final_index"] = ("<i4", (finals,))
+        expected |= {f"final.{seen.name}": (seen.dtype, (finals, *seen.shape)) for seen in spec.observations}
+    for name in arrays.keys() - expected.keys():
+        dtype, shape = arrays[name].dtype.str, arrays[name].shape
+        if name.startswith("extras."):
+            expected[name] = (dtype, (steps, envs, *shape[2:]))
+        elif name.startswith("state."):
+            expected[name] = (dtype, (envs, *shape[1:]))
+        else:
             raise ProtocolError(f"an unroll with {name!r:.100}, which none has", "send what common/types.py lists")
-    for name, array in select("extras", arrays).items():
-        _expect({name: array}, name, array.dtype.str, (steps, envs, *array.shape[2:]))
-    for name, array in select("state", arrays).items():
-        _expect({name: array}, name, array.dtype.str, (envs, *array.shape[1:]))
-
-
-def _expect(arrays: Arrays, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    array = arrays.get(name)
-    if array is None:
-        raise ProtocolError(f"an unroll without {name}", "send what common/types.py lists")
-    if array.dtype.str != np.dtype(dtype).str or array.shape != shape:
-        raise ProtocolError(
-            f"{name} of an unroll is {array.dtype.str} {array.shape}, the environment's spec says {dtype} {shape}",
-            "run the same environment and version on every env-server",
-        )
+    return expected

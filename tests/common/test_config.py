@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import Config, known_keys, load, merge, nest, service_arguments, suggest, validate
-from common.errors import ConfigError
+from common.config import Config, known_keys, load, merge, nest, service_arguments, validate
+from common.errors import ConfigError, nearest
 
 
 def overlay(tmp_path: Path, tree: Any) -> Path:
@@ -113,7 +113,7 @@ def test_a_wrong_key_is_named_wherever_it_comes_from(tmp_path: Path) -> None:
 
 
 def test_a_key_like_none_gets_the_list_of_keys() -> None:
-    assert suggest("zzz", ["learner.lr", "env.id"]) == "valid keys are learner.lr, env.id"
+    assert nearest("zzz", ["learner.lr", "env.id"]) == "known: learner.lr, env.id"
     assert "replay.tables.<name>.capacity" in known_keys()
     assert "learner.checkpoint.keep" in known_keys()
 
@@ -159,7 +159,7 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"replay": {"tables": {"experience": UNIFORM}}}, r"learner\.batch=0 is no number of transitions"),
     (
         {"replay": {"tables": {"experience": UNIFORM}}, "learner": {"batch": 101}},
-        r"learner\.batch=101 is no number of transitions.*set it between 1 and 100",
+        r"learner\.batch=101 is no number of transitions.*set learner\.batch between 1 and 100",
     ),
     (
         {"replay": {"tables": {"experience": {}, "ring": {**UNIFORM, "samples_per_insert": 2.0}}}},

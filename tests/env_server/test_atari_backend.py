@@ -271,7 +271,7 @@ def test_the_plain_environment_is_still_there() -> None:
     [
         ({"noop_max": -1}, r"env.kwargs.noop_max=-1: .*greater than or equal to 0"),
         ({"frameskip": 2}, r"takes no env.kwargs.frameskip=2 \(did you mean frame_skip\?; or env.vectorized=false"),
-        ({"reward_clipping": True}, r"takes no env.kwargs.reward_clipping=True \(valid keys are frame_skip, .*\)"),
+        ({"reward_clipping": True}, r"takes no env.kwargs.reward_clipping=True \(known: frame_skip, .*\)"),
         ({"repeat_action_probability": 1}, r"env.kwargs.repeat_action_probability=1: .*less than 1"),
     ],
 )

@@ -42,8 +42,8 @@ from common.transport.client import Client
 from common.transport.server import Server
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
 from services.inference_server.server import InferenceServer
-from services.learner_server.weights import WeightsServer
 from services.learner_server.trainer import Trainer
+from services.learner_server.weights import WeightsServer
 from services.replay_server.server import ReplayServer
 
 SPEC = EnvSpec("Walk-v0", (ArraySpec("obs", "<f4", (4,)),), ActionSpec("discrete", "<i8", (), (2,)))
@@ -230,7 +230,7 @@ async def test_an_inference_server_refuses_nonsense_and_stays_as_it_was() -> Non
         garbled = replace(hello(name="env-9", life=9), spec={"id": ["deep"]})
         early = [made.client("act", hello(name="env-8", spec=OTHER, life=8)), made.client("act", garbled)]
         env = made.client("act", hello())
-        await until(lambda: len(inference._greetings) == 3, "three greetings")
+        await until(lambda: len(inference._early) == 3, "three greetings")
         weights.publish(Trainer(made.config, SPEC, 1).weights(0, 0.0))
         await asyncio.wait_for(env.welcome(), 10)
         for client in early:

@@ -10,7 +10,7 @@ import torch
 
 from common.config import validate
 from common.errors import ConfigError, ProtocolError
-from common.rl.actor import Actor, pack_weights
+from common.rl.actor import Actor
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, PolicySpec, make_version
 from services.learner_server.checkpoint import Checkpoints

@@ -19,8 +19,8 @@ from common.messages import Batch, Insert, Inserted, Ok, Sample, UpdatePrioritie
 from common.service import connect, make_context
 from common.transport.client import Client
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
-from services.replay_server import checkpoint
-from services.replay_server.ring import RingTable
+from services.replay_server.ring import checkpoint
+from services.replay_server.ring.table import RingTable
 from services.replay_server.server import make_table
 from services.replay_server.unroll import Drawn, Stored, Unroll
 

@@ -10,10 +10,10 @@ from streams import Step, World
 
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
-from common.frames import stacked
 from common.types import Arrays
-from services.replay_server.items import n_step
-from services.replay_server.ring import RingTable
+from services.learner_server.staging import stacked
+from services.replay_server.ring.items import n_step
+from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from services.replay_server.rate_limiter import RateLimiter
+from services.replay_server.ring.rate_limiter import RateLimiter
 
 
 def make(min_size: int, ratio: float, buffer: float, largest_insert: int = 1, largest_sample: int = 1) -> RateLimiter:

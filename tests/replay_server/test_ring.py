@@ -4,7 +4,7 @@ import pytest
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
-from services.replay_server.ring import RingTable
+from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Stored, Unroll
 
 T, B = 2, 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.replay_server.selectors import Prioritized, SumTree, Uniform
+from services.replay_server.ring.selectors import Prioritized, SumTree, Uniform
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:

@@ -26,8 +26,8 @@ import gymnasium
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.config import EnvConfig, suggest
-from common.errors import ConfigError
+from common.config import EnvConfig
+from common.errors import ConfigError, nearest
 from common.types import Arrays, ArraySpec, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.spaces import action_spec
@@ -186,7 +186,7 @@ def _options(config: EnvConfig) -> AtariOptions:
         if first["type"] == "extra_forbidden":
             raise ConfigError(
                 f"env.id={config.id!r} takes no env.kwargs.{key}={value!r}",
-                f"{suggest(key, AtariOptions.model_fields)}; or env.vectorized=false, for the plain environment's own",
+                f"{nearest(key, AtariOptions.model_fields)}; or env.vectorized=false, for the plain environment's own",
             ) from None
         raise ConfigError(f"env.kwargs.{key}={value!r}: {first['msg']}", "mend it, or leave it out") from None
     # The general key only says how an environment counts frames; here the option decides and the spec says it.

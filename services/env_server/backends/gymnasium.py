@@ -6,7 +6,6 @@ vector implementation is driven. Knows no network and no unroll.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from common.config import EnvConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, nearest
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.spaces import Leaf, Space, action_putter, action_rows, action_spec, observation_leaves
@@ -225,13 +224,15 @@ def _find(env_id: str) -> tuple[Callable[..., Env], Callable[..., VectorEnv[Any,
             if not callable(factory):
                 raise ConfigError(
                     f"env.id={env_id!r}: {name!r} is neither a registered id nor a callable of {module}",
-                    _nearest(name, [*gymnasium.registry, *vars(found)]),
+                    nearest(name, [*gymnasium.registry, *vars(found)], cutoff=0.0),
                 )
             return factory, None
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error:
-        raise ConfigError(f"env.id={env_id!r} is not registered", _nearest(name, gymnasium.registry)) from None
+        raise ConfigError(
+            f"env.id={env_id!r} is not registered", nearest(name, gymnasium.registry, cutoff=0.0)
+        ) from None
 
     def make(**kwargs: Any) -> Env:
         # The checker is a wrapper on every step; what matters of it is checked at the first reset.
@@ -266,8 +267,3 @@ def _missing(env_id: str, error: Exception) -> ConfigError:
         f"in the clone: pip install -e '.[{extra}]'" if extra else "install what it needs, or mend the module's name"
     )
     return ConfigError(f"env.id={env_id!r} cannot be imported: {error}", remedy)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {close[0]}?" if close else "register the environment first"

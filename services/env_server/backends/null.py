@@ -17,8 +17,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from common.config import EnvConfig, Section, suggest
-from common.errors import ConfigError
+from common.config import EnvConfig, Section
+from common.errors import ConfigError, nearest
 from common.types import ActionSpec, Arrays, ArraySpec, DType, EnvSpec
 from services.env_server.backends import NO_FINALS, Finals
 
@@ -56,7 +56,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
         key = ".".join(["env.kwargs", *map(str, first["loc"])])
         if first["type"] == "extra_forbidden":
             known = [f"env.kwargs.{name}" for name in NullConfig.model_fields]
-            raise ConfigError(f"unknown key {key}={first['input']!r}", suggest(key, known)) from None
+            raise ConfigError(f"unknown key {key}={first['input']!r}", nearest(key, known)) from None
         raise ConfigError(f"{key}={first['input']!r}: {first['msg']}", f"see NullConfig in {__name__}") from None
     return NullBackend(config, settings, num_envs)
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.config import TableConfig
+from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
-from services.replay_server.items import PER_CHUNK, Items, kind_of
-from services.replay_server.rate_limiter import RateLimiter
-from services.replay_server.selectors import Prioritized, Uniform
-from services.replay_server.storage import Layout, Storage, layout_of
+from services.replay_server.ring.items import PER_CHUNK, Items, kind_of
+from services.replay_server.ring.rate_limiter import RateLimiter
+from services.replay_server.ring.selectors import Prioritized, Uniform
+from services.replay_server.ring.storage import Layout, Storage, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
 _GOALS = {"observation.achieved_goal", "observation.desired_goal"}
@@ -107,6 +107,9 @@ class RingTable:
     @property
     def samples(self) -> int:
         return self._limiter.samples
+
+    def join(self, slot: str, life: int) -> None:
+        """Does nothing: a ring waits for no group."""
 
     def insert(self, unroll: Unroll, token: Any) -> bool:
         """Takes an unroll that `check` let through and gives False: it is stored when `poll` answers Stored."""
@@ -300,3 +303,35 @@ class RingTable:
 
 def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
     return "nothing" if layout is None else f"{layout[0]} {layout[1]}"
+
+
+def make_ring(name: str, config: Config) -> RingTable:
+    """Gives the ring that `replay.tables.<name>` describes; raises ConfigError if its items could never be made."""
+    table = config.replay.tables[name]
+    _check(f"replay.tables.{name}", table, config)
+    return RingTable(
+        name,
+        table,
+        unroll=config.rollout.unroll,
+        largest_insert=config.rollout.unroll * config.env.envs,
+        largest_sample=config.learner.batch,
+        seed=config.run.seed,
+    )
+
+
+def _check(key: str, table: TableConfig, config: Config) -> None:
+    unroll = config.rollout.unroll
+    if table.n_step > 1 and table.discount is None:
+        raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
+    if table.sequence and (table.period == 0 or table.period % unroll):
+        raise ConfigError(
+            f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
+            f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
+        )
+    longest, envs = max(table.sequence, table.n_step), config.env.envs * config.env.groups * config.env.servers
+    needed = -(-(longest + 2 * unroll) * envs // config.replay.servers)
+    if longest > 1 and table.capacity < needed:
+        raise ConfigError(
+            f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
+            f"set it to at least {needed}",
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.config import TableConfig
 from common.types import Arrays, prefixed
-from services.replay_server.storage import Storage
+from services.replay_server.ring.storage import Storage
 
 Complete = tuple[np.ndarray, np.ndarray | None]
 
@@ -235,7 +235,7 @@ def kind_of(config: TableConfig) -> type[Items]:
 # The prefixes of what each kind needs once per chunk.
 PER_CHUNK: dict[type[Items], tuple[str, ...]] = {
     Unrolls: ("state.", "reward_before", "versions"),
-    Sequences: ("state.",),
+    Sequences: ("state.", "reward_before"),
 }
 
 

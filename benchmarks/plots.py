@@ -1,0 +1,55 @@
+"""Draws the benchmark page's plots from the JSON of its runs, as PNGs under docs/plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+OURS, THEIRS, LIMIT = "#0f7b8a", "#9db4bd", "#d1495b"
+INK = "#22303a"
+
+
+def draw_rates(reports: list[dict[str, Any]], path: Path) -> None:
+    """Writes one panel per report: the median rate of each subject as a bar on a log scale, its spread as a line."""
+    figure = Figure(figsize=(10.0, 0.8 + 2.6 * len(reports)), layout="constrained", facecolor="white")
+    panels = figure.subplots(len(reports), 1, squeeze=False)[:, 0]
+    for axes, report in zip(panels, reports, strict=True):
+        rows = report["rows"][::-1]
+        medians = [row["median"] for row in rows]
+        spread = [
+            [row["median"] - min(row["rates"]) for row in rows],
+            [max(row["rates"]) - row["median"] for row in rows],
+        ]
+        axes.barh([row["name"] for row in rows], medians, xerr=spread, color=[_colour(row, report) for row in rows])
+        for place, value in enumerate(medians):
+            axes.annotate(f" {value:,.0f}", (value, place), va="center", fontsize=7, color=INK)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.margins(x=0.15)
+        axes.set_title(f"{report['title']}, {report['unit']}", loc="left", fontsize=10, fontweight="bold", color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _colour(row: dict[str, Any], report: dict[str, Any]) -> str:
+    if row["name"].startswith("limit"):
+        return LIMIT
+    return OURS if row["name"].startswith("ours") else THEIRS
+
+
+def draw_folder(runs: Path, name: str, path: Path) -> bool:
+    """Draws the reports whose files in `runs` begin with `name`; says whether there were any."""
+    reports = [json.loads(file.read_text()) for file in sorted(runs.glob(f"{name}-*.json"))]
+    if reports:
+        draw_rates(reports, path)
+    return bool(reports)

@@ -1,0 +1,100 @@
+"""`make bench-smoke`: the pipeline's ratios to what stands beside it, against the committed ones; under two minutes.
+
+Ratios, never absolute times: what slows the machine down slows both sides. A ratio fails below half of the committed
+one: shared machines move by tens of per cent, and a change that halves the throughput moves by more.
+
+    python -m benchmarks.smoke [--commit]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import wire
+from services.control.bench.collect import pipeline_rate
+from services.control.bench.jobs import collect_job
+from services.control.bench.subjects import async_vector_env, rate, step_and_infer
+
+COMMITTED = Path(__file__).with_name("smoke.json")
+GROSS = 0.5
+REPEAT = 3
+SECONDS = 1.0
+
+
+def cartpole() -> float:
+    """CartPole through the pipeline over the limit without messages."""
+    _, tuned, bound = collect_job("CartPole-v1")
+    return pipeline_rate(tuned, SECONDS).steps_s / rate(step_and_infer, bound, SECONDS, os.cpu_count() or 1)
+
+
+def vector() -> float:
+    """CartPole through the pipeline over Gymnasium's AsyncVectorEnv."""
+    _, tuned, bound = collect_job("CartPole-v1")
+    return pipeline_rate(tuned, SECONDS).steps_s / rate(async_vector_env, bound, SECONDS)
+
+
+def halfcheetah() -> float:
+    """HalfCheetah through the pipeline over the limit without messages."""
+    _, tuned, bound = collect_job("HalfCheetah-v5")
+    return pipeline_rate(tuned, SECONDS).steps_s / rate(step_and_infer, bound, SECONDS, os.cpu_count() or 1)
+
+
+def round_trip() -> float:
+    """A bare zmq.asyncio round trip of 1 KiB over our Client and Server's."""
+    bare, ours = wire.run(False, 1 << 10), wire.run(True, 1 << 10)
+    return bare[0] / ours[0]
+
+
+def throughput() -> float:
+    """256 KiB payloads a second through our Client and Server over bare zmq.asyncio's."""
+    bare, ours = wire.run(False, 256 << 10), wire.run(True, 256 << 10)
+    return ours[1] / bare[1]
+
+
+RATIOS: dict[str, Callable[[], float]] = {
+    "CartPole / limit": cartpole,
+    "CartPole / AsyncVectorEnv": vector,
+    "HalfCheetah / limit": halfcheetah,
+    "1 KiB round trip, bare / ours": round_trip,
+    "256 KiB a second, ours / bare": throughput,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", action="store_true", help="write what was measured as the ratios to hold")
+    arguments = parser.parse_args()
+    found: dict[str, list[float]] = {name: [] for name in RATIOS}
+    for _ in range(REPEAT):
+        for name, measure in RATIOS.items():
+            found[name].append(measure())
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    if arguments.commit:
+        COMMITTED.write_text(json.dumps(medians, indent=1) + "\n")
+    held = json.loads(COMMITTED.read_text())
+    table, failed = Table(box=SIMPLE, pad_edge=False), []
+    for head in ("ratio", "now, median (min to max)", "committed", "of it"):
+        table.add_column(head, no_wrap=True, justify="left" if head == "ratio" else "right")
+    for name, now in medians.items():
+        share = now / held[name]
+        if share < GROSS:
+            failed.append(name)
+        spread = f"{now:.2f} ({min(found[name]):.2f} to {max(found[name]):.2f})"
+        table.add_row(name, spread, f"{held[name]:.2f}", f"{share:.0%}", style="red" if share < GROSS else None)
+    Console().print(table)
+    if failed:
+        sys.exit(f"below {GROSS:.0%} of the committed ratio: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

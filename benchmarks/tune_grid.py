@@ -1,0 +1,99 @@
+"""Whether `headrace tune` comes near the best of an exhaustive grid in a tenth of its time, on three environments.
+
+The grid is every point of the space that the tuner searches, thinned to --points by a fixed random choice where it is
+larger (the time of the whole grid is then scaled up), and measured like the tuner measures. Best against best is
+decided by measuring the grid's best few and the tuner's choice again, in turn.
+
+    python -m benchmarks.tune_grid [--env CartPole-v1 ...] [--seconds 1] [--points 200] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+
+from rich.console import Console
+
+from benchmarks.page import write_sections
+from common.config import CONFIGS, Config
+from common.errors import HeadraceError
+from services.control.bench.jobs import collect_job
+from services.control.bench.pipeline import open_pipeline
+from services.control.tune.search import Point, Search, Space
+from services.control.tune.tuner import Tuning, at, point_of, space_of, tune
+from services.control.tune.view import LineView, show
+
+PAGE = CONFIGS.parent / "docs" / "benchmarks.md"
+ENVS = ("CartPole-v1", "HalfCheetah-v5", "CrafterReward-v1")
+BEST, ROUNDS = 3, 5
+SHARE_OF_TIME, SHARE_OF_BEST = 0.1, 0.95
+
+
+async def grid(config: Config, points: list[Point], seconds: float) -> dict[Point, float]:
+    """Measures every point once."""
+    rates = {}
+    async with open_pipeline() as pipeline:
+        for number, point in enumerate(points, 1):
+            try:
+                rates[point] = (await pipeline.run(at(config, point), seconds)).steps_s
+            except HeadraceError:
+                rates[point] = 0.0
+            print(f"  {number} of {len(points)}: {rates[point]:,.0f} steps/s  {show(point)}", flush=True)
+    return rates
+
+
+async def again(config: Config, points: list[Point], seconds: float) -> dict[Point, float]:
+    """Measures points in turn, ROUNDS times; gives the medians."""
+    rates: dict[Point, list[float]] = {point: [] for point in points}
+    async with open_pipeline() as pipeline:
+        for _ in range(ROUNDS):
+            for point in rates:
+                rates[point].append((await pipeline.run(at(config, point), seconds)).steps_s)
+    return {point: statistics.median(values) for point, values in rates.items()}
+
+
+def check(env_id: str, seconds: float, most: int) -> str:
+    """Tunes from a cold start, measures the grid, and gives a row of the table."""
+    config = collect_job(env_id)[0]
+    space: Space = space_of(config)
+    every = space.grid()
+    chosen = random.Random(0).sample(every, min(most, len(every)))
+    began = time.monotonic()
+    rates = asyncio.run(grid(config, chosen, seconds))
+    grid_s = (time.monotonic() - began) * len(every) / len(chosen)
+    tuning = Tuning(config, Search(space, point_of(config)), grid_s * SHARE_OF_TIME / 60, seconds)
+    asyncio.run(tune(tuning, LineView(Console())))
+    tuned_s, mine = time.monotonic() - tuning.began, tuning.search.best
+    assert mine is not None
+    best = sorted(rates, key=lambda point: -rates[point])[:BEST]
+    final = asyncio.run(again(config, list(dict.fromkeys([*best, mine])), 2 * seconds))
+    top = max(final[point] for point in best)
+    verdict = "yes" if final[mine] >= SHARE_OF_BEST * top and tuned_s <= SHARE_OF_TIME * grid_s else "no"
+    return (
+        f"| {env_id} | {len(every)} ({len(chosen)} measured) | {grid_s:,.0f} s | {top:,.0f} | {tuned_s:.0f} s | "
+        f"{len(tuning.search.rates)} | {final[mine]:,.0f} | {final[mine] / top:.0%} | {verdict} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=list(ENVS))
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    rows = [check(env_id, arguments.seconds, arguments.points) for env_id in arguments.env]
+    heads = (
+        "| env | grid, points | its time | its best, steps/s | tuned in | settings | tuned, steps/s | of best | met |"
+    )
+    table = "\n".join([heads, "|---|---|---|---|---|---|---|---|---|", *rows])
+    print(table)
+    if arguments.write:
+        write_sections(PAGE, {"tune": table})
+
+
+if __name__ == "__main__":
+    main()

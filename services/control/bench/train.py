@@ -1,0 +1,104 @@
+"""`headrace bench train`: whole jobs, steps counted when they are trained on, beside the limit and the peers."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import CONFIGS, Config
+from common.errors import HeadraceError
+from services.control.bench import peers
+from services.control.bench.collect import DEFAULT, TUNED, Say, describe, gymnasium_subjects, interleave, settings_of
+from services.control.bench.report import Report, Row
+from services.control.bench.subjects import rate, step_infer_learn
+
+LIMIT = "limit, no messages"
+WARM_SHARE = 0.2
+LOG_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Steps trained on per second after the warm-up, and steps collected meanwhile."""
+
+    trained_s: float
+    collected_s: float
+
+
+def train_rate(config: Config, seconds: float) -> Trained:
+    """Runs `headrace train` for `seconds` and their warm-up; start-up is not counted."""
+    stop = {"seconds": seconds * (1 + WARM_SHARE), "steps": 0, "frames": 0, "episode_return": None}
+    job = config.model_copy(
+        update={
+            "stop": config.stop.model_copy(update=stop),
+            "learner": config.learner.model_copy(update={"log_s": LOG_S}),
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.yaml"
+        path.write_text(job.to_yaml())
+        command = [sys.executable, "-m", "services.control.cli", "train", str(path)]
+        done = subprocess.run(
+            [*command, f"run.dir={folder}", "run.name=run"],
+            cwd=CONFIGS.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise HeadraceError(f"the job ended with exit code {done.returncode}", done.stderr[-600:])
+        return measured(Path(folder) / "run" / "progress.csv", seconds * WARM_SHARE)
+
+
+def measured(progress: Path, warm_s: float) -> Trained:
+    """Gives the rates between the first row of `progress.csv` after `warm_s` seconds and its last."""
+    rows: list[dict[str, str]] = []
+    if progress.exists():
+        with progress.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) >= warm_s]
+    if len(rows) < 2 or float(rows[-1]["seconds"]) <= float(rows[0]["seconds"]):
+        raise HeadraceError("too few updates to measure", "measure for more --seconds")
+    first, last = rows[0], rows[-1]
+    passed = float(last["seconds"]) - float(first["seconds"])
+    trained, collected = (float(last[key]) - float(first[key]) for key in ("trained_steps", "steps"))
+    return Trained(trained / passed, collected / passed)
+
+
+def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
+    """Measures the default job and the tuned one, the limit of the latter, and each installed peer's best setting."""
+    default, tuned = jobs
+    cores = os.cpu_count() or 1
+    subjects = {
+        DEFAULT: lambda: train_rate(default, seconds).trained_s,
+        TUNED: lambda: train_rate(tuned, seconds).trained_s,
+        **gymnasium_subjects(tuned, seconds),
+        LIMIT: lambda: rate(step_infer_learn, tuned, seconds, cores),
+    }
+    settings = {DEFAULT: settings_of(default), TUNED: settings_of(tuned), LIMIT: settings_of(tuned)}
+    found = interleave(subjects, repeat, say)
+    rows = [Row(name, rates, settings.get(name, {})) for name, rates in found.items()]
+    rows += [row for peer in peers.installed(home) if (row := peer_row(peer, tuned.env.id, seconds, repeat, home, say))]
+    notes = (describe("tuned", tuned), "A peer's settings were chosen for speed and not checked to learn.")
+    return Report(f"{tuned.env.id}, training", TUNED, tuple(rows), notes=notes)
+
+
+def peer_row(peer: peers.Peer, env_id: str, seconds: float, repeat: int, home: Path, say: Say) -> Row | None:
+    """Gives a peer's rates at the best of its settings, None where it has none for the environment.
+
+    Every setting is measured once, the best of them `repeat` times in all.
+    """
+    if env_id not in (*peer.trains, *peer.steps):
+        return None
+    say(f"{peer.title}: each setting")
+    each = peers.run(peer, home, env_id, str(seconds))
+    best = max(each, key=lambda setting: each[setting])
+    rates = [each[best]]
+    for repetition in range(2, repeat + 1):
+        say(f"{repetition} of {repeat}: {peer.title}, {best}")
+        rates.append(peers.run(peer, home, env_id, str(seconds), best)[best])
+    return Row(f"{peer.title}, {best}", tuple(rates), {"each setting": each})

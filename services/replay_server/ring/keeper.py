@@ -1,0 +1,65 @@
+"""What a replay-server does to keep its rings through its death: restores them, writes them, and says what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.service import Context
+from services.replay_server.ring import checkpoint
+from services.replay_server.ring.table import RingTable
+
+
+class RingKeeper:
+    """The checkpoints of `rings`, by table name, in the run directory; `poll` sends the answers that a table owes."""
+
+    def __init__(self, context: Context, rings: Mapping[str, RingTable], poll: Callable[[str], None]) -> None:
+        self._context = context
+        self._rings = rings
+        self._poll = poll
+        self._lost = dict.fromkeys(rings, 0)
+
+    def restore(self) -> None:
+        """Fills the rings from their checkpoints, saying aloud what they hold."""
+        for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
+            if (saved := checkpoint.read(self._path(name))) is None:
+                continue
+            said = "starts empty: its checkpoint was made with other settings"
+            if table.restore(saved["table"]):
+                said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
+                said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
+            self._lost[name] = table.lost
+            self._context.health.say(f"table {name} {said}")
+
+    async def write_forever(self) -> None:
+        """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""
+        while True:
+            await asyncio.sleep(self._context.config.replay.checkpoint_s)
+            for name, table in self._rings.items():
+                await self._write(name, table)
+
+    async def _write(self, name: str, table: RingTable) -> None:
+        state, path = table.freeze(), self._path(name)
+        try:
+            await asyncio.to_thread(checkpoint.write, path, {"time": time.time(), "table": state})
+            table.thaw()
+            self._poll(name)
+            await asyncio.to_thread(checkpoint.commit, path)
+        except OSError as error:
+            table.thaw()
+            self._context.health.say(f"table {name} has no new checkpoint: {error}")
+
+    def say_losses(self) -> None:
+        """Says aloud which rings have missed more of what was inserted."""
+        for name, table in self._rings.items():
+            if table.lost > self._lost[name]:
+                self._lost[name] = table.lost
+                self._context.health.say(f"table {name} has lost {table.lost} steps that came after its checkpoint")
+
+    def _path(self, name: str) -> Path:
+        if self._context.run_dir is None:
+            raise ConfigError("replay.checkpoint_s has no run directory to write to", "give --run-dir, or set it to 0")
+        return self._context.run_dir / "replay" / str(self._context.index) / name

@@ -1,0 +1,228 @@
+"""What `headrace bench` counts, and how it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import psutil
+import pytest
+
+from common.config import CONFIGS, Config, load
+from common.errors import ConfigError, HeadraceError
+from services.control.bench import collect, peers
+from services.control.bench.collect import interleave
+from services.control.bench.jobs import FOLDER, collect_job, train_job
+from services.control.bench.numpy_cartpole import NumpyCartPole
+from services.control.bench.pipeline import Measured, collecting, open_pipeline
+from services.control.bench.profile import shares
+from services.control.bench.report import Report, Row, show_ratio
+from services.control.bench.subjects import rate, step_and_infer, step_infer_learn
+from services.control.bench.train import measured
+
+NULL = (
+    "env.id=headrace/Null-v0",
+    "env.kwargs={step_s: 0.0025, sleep: true, episode_steps: 50}",
+    "env.groups=1",
+    "env.envs=4",
+    "rollout.unroll=8",
+)
+REPORT = Report(
+    "CartPole-v1, collecting",
+    "ours, tuned",
+    (Row("ours, tuned", (400.0, 200.0, 300.0)), Row("limit", (800.0, 800.0, 400.0)), Row("a peer", (100.0, 60.0))),
+)
+
+
+def test_ratios_are_taken_repetition_by_repetition_and_else_of_medians() -> None:
+    ours, limit, peer = REPORT.rows
+    assert REPORT.ratios(ours) == ()
+    assert REPORT.ratios(limit) == (0.5, 0.25, 0.75)
+    assert REPORT.ratios(peer) == (3.75,)
+
+
+def test_a_report_as_markdown_and_json(tmp_path: Path) -> None:
+    assert REPORT.markdown().splitlines() == [
+        "| CartPole-v1, collecting | steps/s, median | min to max | ours, tuned is |",
+        "|---|---|---|---|",
+        "| ours, tuned | 300 | 200 to 400 |  |",
+        "| limit | 800 | 400 to 800 | 0.50 x (0.25 to 0.75) |",
+        "| a peer | 80 | 60 to 100 | 3.75 x |",
+    ]
+    REPORT.write(tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rows"][1]["rates"] == [800.0, 800.0, 400.0]
+    assert found["rows"][1]["ratios"] == [0.5, 0.25, 0.75]
+    assert f"{os.cpu_count()} cores" in found["machine"]
+
+
+def test_large_ratios_have_no_decimals() -> None:
+    assert show_ratio((105.4, 120.0, 99.0)) == "105 x (99 to 120)"
+
+
+def test_subjects_take_turns() -> None:
+    calls: list[str] = []
+
+    def subject(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    found = interleave({"a": lambda: subject("a"), "b": lambda: subject("b")}, 2, lambda text: None)
+    assert calls == ["a", "b", "a", "b"]
+    assert found == {"a": (1.0, 3.0), "b": (2.0, 4.0)}
+
+
+def test_trained_steps_are_counted_after_the_warm_up(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.csv"
+    progress.write_text("seconds,steps,trained_steps\n0.5,900,800\n1.0,1000,1000\n2.0,1300,1200\n3.0,2000,1400\n")
+    found = measured(progress, 1.0)
+    assert (found.trained_s, found.collected_s) == (200.0, 500.0)
+    with pytest.raises(HeadraceError, match="too few updates"):
+        measured(progress, 2.5)
+
+
+def test_the_numpy_cartpole_moves_as_gymnasiums() -> None:
+    poles = NumpyCartPole(3, (16, 16))
+    env = gymnasium.make("CartPole-v1").unwrapped
+    env.reset(seed=0)
+    state = np.array([0.1, -0.4, 0.05, 0.3], np.float32)
+    poles._state[:] = state[:, None]
+    env.state = state.astype(np.float64)  # type: ignore[attr-defined]
+    for action in (1, 0, 0, 1, 1, 1, 0, 1):
+        seen = env.step(action)[0]
+        poles._advance(np.full(3, bool(action)))
+    assert np.allclose(poles._state[:, 1], seen, atol=1e-5)
+
+
+def test_the_numpy_cartpole_starts_anew_where_an_episode_ends() -> None:
+    poles = NumpyCartPole(2, (16,))
+    poles._state[0] = (2.39, 0.0)
+    poles._state[1, 0] = 3.0
+    poles._ages[:] = (10, 20)
+    assert poles.step() == 2
+    assert abs(poles._state[0, 0]) <= 0.05
+    assert poles._ages.tolist() == [0, 21]
+
+
+def test_samples_are_counted_by_the_innermost_function_of_ours() -> None:
+    raw = (
+        "main (services/env_server/server.py:1);step (common/codec.py:7);dot (numpy/core.py:3) 5\n"
+        "main (services/env_server/server.py:1);select (selectors.py:2) 4\n"
+        "serve_forever (socketserver.py:1);poll (selectors.py:2) 9\n"
+    )
+    assert shares(raw) == Counter({"step (common/codec.py)": 5, "(waits, or the loop itself)": 4})
+
+
+def test_a_collect_run_holds_nothing_back() -> None:
+    sync = collecting(load(None, ["env.envs=8"], {}))
+    assert (sync.replay.max_policy_lag, sync.learner.batch, sync.inference.max_batch) == (1, 1, 1)
+    free = collecting(load(CONFIGS / "cartpole_ppo_async.yaml", (), {}))
+    assert free.inference.max_batch == 4096
+    ring = "replay.tables={ring: {kind: uniform, capacity: 64, samples_per_insert: 2.0}}"
+    tables = ("rollout.tables=[ring]", "learner.table=ring", "learner.batch=8")
+    assert collecting(load(None, [ring, *tables], {})).replay.tables["ring"].samples_per_insert == 0.0
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_trained_is_asynchronous_with_one_epoch(path: Path) -> None:
+    config = load(path, (), {})
+    assert path.stem == f"{config.env.id.rpartition('/')[2].lower()}_ppo"
+    assert not config.synchronous
+    assert config.algorithm["epochs"] == 1
+    assert train_job(config.env.id)[1] == config
+
+
+def test_the_limit_is_of_the_tuned_jobs_network_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    default, tuned, bound = collect_job("CartPole-v1")
+    assert default.network == tuned.network == bound.network == {"name": "mlp", "hidden": [16, 16]}
+    wider = tuned.model_copy(update={"network": {"name": "mlp", "hidden": [64]}})
+    seen: list[Config] = []
+    monkeypatch.setattr(collect, "pipeline_rate", lambda config, seconds: seen.append(config) or Measured(8.0, {}))
+    monkeypatch.setattr(collect, "rate", lambda subject, config, seconds, processes=1: seen.append(config) or 4.0)
+    report = collect.bench_collect((default, wider, bound), 0.1, 1, lambda text: None)
+    assert [config.network["hidden"] for config in seen] == [[64]] * len(report.rows)
+    assert {row.name for row in report.rows} >= {"ours, tuned", "ours, default", "limit, no messages"}
+    with pytest.raises(ConfigError, match="the tuned job is for CartPole-v1"):
+        collect.bench_collect((default, tuned, load(None, ["env.id=Acrobot-v1"])), 0.1, 1, lambda text: None)
+
+
+@pytest.mark.parametrize("subject", [step_and_infer, step_infer_learn])
+def test_the_limits_loop_counts_decisions(subject: object) -> None:
+    config = load(CONFIGS / "cartpole_ppo_async.yaml", ["env.envs=4", "rollout.unroll=8"], {})
+    turn = subject(config)  # type: ignore[operator]
+    counted = [turn() for _ in range(40)]
+    if subject is step_and_infer:
+        # Where a step after an episode's end only resets, it is no decision.
+        assert 4 * 35 < sum(counted) <= 4 * 40
+    else:
+        assert counted[0] == 0
+        assert 4 * 8 * 2 * 18 < sum(counted) <= 4 * 8 * 2 * 20
+
+
+def test_a_subject_that_fails_says_so() -> None:
+    config = load(None, ["env.id=CartPole-v1", "env.kwargs={nonsense: 1}"], {})
+    with pytest.raises(ConfigError, match="nonsense"):
+        rate(step_and_infer, config, 0.1)
+
+
+async def test_the_pipeline_counts_steps_and_names_who_works_and_leaves_nothing() -> None:
+    config = load(None, NULL, {})
+    async with open_pipeline() as pipeline:
+        first = await pipeline.run(config, 0.5, warm_s=0.1)
+        served = {child.process.pid for child in pipeline.children if child.role == "inference"}
+        again = await pipeline.run(config.model_copy(update={"rollout": _unroll(config, 16)}), 0.5, warm_s=0.1)
+        still = {child.process.pid for child in pipeline.children if child.role == "inference"}
+        pids = [child.process.pid for child in pipeline.children]
+        folder = pipeline._folder
+    # Four environments of 2.5 ms one after another: never more than 400 steps/s.
+    for found in (first, again):
+        assert 150 < found.steps_s <= 400
+        assert found.busy["env"] > 0.5 > found.busy["inference"]
+    assert served == still
+    assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert not folder.exists()
+
+
+def _unroll(config: Config, steps: int) -> object:
+    return config.rollout.model_copy(update={"unroll": steps})
+
+
+async def test_a_process_that_ends_is_named_with_its_last_words() -> None:
+    config = load(None, [*NULL, "env.kwargs={nonsense: 1}"], {})
+    async with open_pipeline() as pipeline:
+        with pytest.raises(HeadraceError, match="env-0 ended with exit code 2") as caught:
+            await pipeline.run(config, 0.5)
+    assert "nonsense" in caught.value.remedy
+
+
+def test_a_peer_is_what_its_environment_and_script_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = peers.python_of(peers.PEERS[0], tmp_path)
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(peers, "SCRIPTS", tmp_path)
+    assert peers.installed(tmp_path) == []
+    script = tmp_path / f"{peers.PEERS[0].name}_peer.py"
+    script.write_text("import sys; print('noise'); print('{\"%s\": 12}' % sys.argv[1])")
+    assert peers.installed(tmp_path) == [peers.PEERS[0]]
+    assert peers.run(peers.PEERS[0], tmp_path, "CartPole-v1") == {"CartPole-v1": 12.0}
+    script.write_text("raise SystemExit('it broke')")
+    with pytest.raises(HeadraceError, match="sb3 CartPole-v1 failed"):
+        peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
+
+
+@pytest.mark.parametrize("command", ["collect", "train", "wire", "replay"])
+def test_help_is_there_for_each_benchmark(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.control.cli", "bench", command, "--help"],
+        cwd=CONFIGS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "--json" in done.stdout
