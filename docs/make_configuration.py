@@ -55,7 +55,8 @@ RULES = """\
 - `n_step` above 1 wants `discount`, and `sequence` a `period` that is a multiple of `rollout.unroll`. Sequences, and
   transitions of n steps, want a `capacity` in which one fits for each environment.
 - `learner.replayed.table` names a table of kind `unrolls` among `rollout.tables`, beside an asynchronous `fifo` one.
-- `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or another table than `fifo`.
+- `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or a table that is no
+  `fifo`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
@@ -87,8 +88,8 @@ SECTIONS = {
 }
 
 ALGORITHM = (
-    "Learner and inference-server read this section. `algorithm.name` decides which keys it takes; it is a name below, or "
-    "`package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`. "
+    "Learner and inference-server read this section. `algorithm.name` decides which keys it takes; it is a name below, "
+    "or `package.module:attr`, see [extending](extending.md). The optimiser is set in `learner`. "
     "[Algorithms](algorithms.md) says what each computes."
 )
 

@@ -21,7 +21,8 @@ BOX = ActionSpec("box", "<f4", (1,), (), (-1.0,), (1.0,))
 # What is a setting of an algorithm, and not one of its own.
 SETTINGS: dict[str | None, str] = {"c51": "dqn", "qrdqn": "dqn", "rainbow": "dqn", "apex": "dqn", "tqc": "sac"}
 # Q-networks choose among actions; deterministic policies do not.
-KINDS = dict.fromkeys(("dqn", "r2d2"), {"vector", "pixels"}) | dict.fromkeys(("td3", "ddpg"), {"continuous"})
+DISCRETE_ONLY, CONTINUOUS_ONLY = {"vector", "pixels"}, {"continuous"}
+KINDS = {"dqn": DISCRETE_ONLY, "r2d2": DISCRETE_ONLY, "td3": CONTINUOUS_ONLY, "ddpg": CONTINUOUS_ONLY}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
