@@ -26,7 +26,7 @@ from services.control.bench.train import bench_train, peer_row
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PLOTS, RUNS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "plots", ROOT / "runs" / "bench"
-COLLECTED = ("CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5", "CrafterReward-v1", "Acrobot-v1")
+COLLECTED = ("CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5", "CrafterReward-v1", "LunarLander-v3")
 TRAINED = ("CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5")
 EXTRA_S = 1.0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.types import Arrays
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)

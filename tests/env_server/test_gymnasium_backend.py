@@ -363,7 +363,9 @@ def test_arguments_that_the_environment_does_not_take_are_named(env_id: str) -> 
 def test_a_missing_simulator_is_answered_with_its_pip_line(
     env_id: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
+    # Its parts too, which an earlier test may have loaded.
+    for name in [module, *(loaded for loaded in sys.modules if loaded.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"env.id=.* \(in the clone: pip install -e '\.\[{extra}\]'\)"):
         make_backend(config(env_id), 1)
 

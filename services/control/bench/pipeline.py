@@ -40,6 +40,8 @@ TURNS, PATIENCE = 20, 4  # a run goes on until each env-server has stepped its g
 AHEAD = 1 << 30  # the version asked for is so far ahead of the one acting that every unroll is too old for it
 STEPS = "headrace_env_step_seconds_count"
 
+LAUNCH = [sys.executable]  # what a service is started with; an ablation puts a script of its own in between
+
 Readings = list[tuple[str, float, Reading]]  # role, when it was read, what it said
 
 
@@ -189,7 +191,7 @@ class Pipeline:
         threads = str(config.inference.threads if role == "inference" else 1)
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, *argv, "--announce", str(announce)],
+                [*LAUNCH, *argv, "--announce", str(announce)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
