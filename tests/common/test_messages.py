@@ -24,4 +24,4 @@ def test_the_number_of_each_kind_on_the_wire_never_changes() -> None:
 
 
 def test_the_protocol_has_the_version_this_test_was_written_for() -> None:
-    assert messages.PROTOCOL == 1
+    assert messages.PROTOCOL == 2
