@@ -33,10 +33,10 @@ KNOWN = {
     ),
     "HalfCheetah-v5": Known(
         (*_MLP, "network.hidden=[64,64]"),
-        ("env.servers={cores}", "env.envs=64", "rollout.unroll=32"),
+        ("env.servers={cores}", "env.envs=512", "rollout.unroll=32"),
         256,
     ),
-    "ALE/Pong-v5": Known(_CNN, ("env.servers={cores}", "env.envs=16", "rollout.unroll=16"), 32),
+    "ALE/Pong-v5": Known((*_CNN, "network.bf16=true"), ("env.servers={cores}", "env.envs=64", "rollout.unroll=16"), 32),
     "CrafterReward-v1": Known(_CNN, ("env.servers={cores}", "env.envs=16", "rollout.unroll=16"), 16),
 }
 _OTHER = ("env.servers={cores}", "env.envs=32", "rollout.unroll=32")
