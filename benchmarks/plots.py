@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 OURS, THEIRS, LIMIT = "#0f7b8a", "#9db4bd", "#d1495b"
 INK = "#22303a"
@@ -29,11 +30,13 @@ def draw_rates(reports: list[dict[str, Any]], path: Path) -> None:
             [max(row["rates"]) - row["median"] for row in rows],
         ]
         axes.barh([row["name"] for row in rows], medians, xerr=spread, color=[_colour(row, report) for row in rows])
-        for place, value in enumerate(medians):
-            axes.annotate(f" {value:,.0f}", (value, place), va="center", fontsize=7, color=INK)
+        for place, row in enumerate(rows):
+            axes.annotate(f"  {row['median']:,.0f}", (max(row["rates"]), place), va="center", fontsize=7, color=INK)
         axes.set_xscale("log")
+        # From a power of ten on: bars on a log scale have no zero to grow from.
+        axes.set_xlim(10 ** math.floor(math.log10(min(medians))), 4 * max(medians))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.margins(x=0.15)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{report['title']}, {report['unit']}", loc="left", fontsize=10, fontweight="bold", color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
