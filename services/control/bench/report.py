@@ -60,7 +60,7 @@ class Report:
         table = Table(box=SIMPLE, pad_edge=False, title=self.title, title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for head in others:
-            table.add_column(head, justify="right", no_wrap=True)
+            table.add_column(head, justify="right")
         for row, cells in zip(self.rows, self._cells(count), strict=True):
             table.add_row(*cells, style="bold" if row.name == self.ours else None)
         return table
