@@ -15,7 +15,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from benchmarks import connections, plots, replay, scaling, solve, wire
+from benchmarks import connections, draws, plots, replay, scaling, solve, wire
 from benchmarks.page import write_sections
 from services.control.bench.collect import bench_collect
 from services.control.bench.jobs import collect_job, train_job
@@ -80,7 +80,8 @@ def sections(seconds: float, repeat: int) -> dict[str, Callable[[], str]]:
     found["solve"] = lambda: solve.report(repeat, solve.peer_python())
     found["connections"] = lambda: connections.report(connections.measure(seconds, repeat))
     found["wire"] = lambda: _wire(repeat)
-    found["replay"] = lambda: replay.report(repeat, EXTRA_S, 10, RUNS / "replay.json")
+    found["replay"] = lambda: replay.report(repeat, EXTRA_S, RUNS / "replay.json")
+    found["draws"] = lambda: draws.markdown(draws.measure(10_000_000, 100_000))
     return found
 
 

@@ -129,6 +129,10 @@ def containers(overrides: Sequence[str], seconds: float, curve: bool = False) ->
         return _rate(lambda: _learner(environ), seconds)
 
 
+def _shown(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def transport(seconds: float, repeat: int) -> str:
     """Gives a table of local processes, containers and containers with CURVE, in turn, as ratios."""
     rows = ["| job | local, ipc: steps/s | containers, tcp / local | with CURVE / without |", "|---|---|---|---|"]
@@ -139,27 +143,31 @@ def transport(seconds: float, repeat: int) -> str:
             for _ in range(repeat)
         ]
         ratios = [[tcp / ipc for ipc, tcp, _ in runs], [curve / tcp for _, tcp, curve in runs]]
-        shown = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios]
-        rows.append(f"| {name} | {statistics.median(run[0] for run in runs):,.0f} | {' | '.join(shown)} |")
+        first = statistics.median(run[0] for run in runs)
+        rows.append(f"| {name} | {first:,.0f} | {' | '.join(map(_shown, ratios))} |")
     return "\n".join(rows)
 
 
-def elasticity(seconds: float) -> str:
+def _one_two_one(overrides: Sequence[str], seconds: float) -> list[float]:
+    """Steps per second of one job while its env-servers go 1, 2, 1."""
+    rates = []
+    with stack(overrides) as environ:
+        for replicas in (1, 2, 1):
+            _compose(environ, "up", "--detach", "--no-build", "--scale", f"env-server={replicas}", *JOB)
+            # Start and stop of a container, and unrolls that are under way.
+            time.sleep(8.0)
+            rates.append(_rate(lambda: _learner(environ), seconds))
+    return rates
+
+
+def elasticity(seconds: float, repeat: int) -> str:
     """Gives a table of steps/s while env-servers go 1, 2, 1: of a simulator that waits, and of one that computes."""
-    rows = ["| job | 1 env-server: steps/s | 2 | 1 again |", "|---|---|---|---|"]
+    rows = ["| job | 1 env-server: steps/s | 2 / 1 | 1 again / 1 |", "|---|---|---|---|"]
     kinds = {"32 null environments that sleep 10 ms together": SLEEPY, next(iter(TASKS)): TASKS[next(iter(TASKS))]}
     for name, task in kinds.items():
-        with stack([*ENDLESS, *ASYNCHRONOUS, *task]) as environ:
-            rates = []
-            for replicas in (1, 2, 1):
-                _compose(environ, "up", "--detach", "--no-build", "--scale", f"env-server={replicas}", *JOB)
-                # Start and stop of a container, and unrolls that are under way.
-                time.sleep(8.0)
-                rates.append(_rate(lambda: _learner(environ), seconds))
-        first = rates[0]
-        rows.append(
-            f"| {name} | {first:,.0f} | {rates[1]:,.0f} ({rates[1] / first:.2f} x) | {rates[2] / first:.2f} x |"
-        )
+        runs = [_one_two_one([*ENDLESS, *ASYNCHRONOUS, *task], seconds) for _ in range(repeat)]
+        first = statistics.median(run[0] for run in runs)
+        rows.append(f"| {name} | {first:,.0f} | {' | '.join(_shown([r[i] / r[0] for r in runs]) for i in (1, 2))} |")
     return "\n".join(rows)
 
 
@@ -169,7 +177,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     print(transport(arguments.seconds, arguments.repeat), end="\n\n", flush=True)
-    print(elasticity(arguments.seconds))
+    print(elasticity(arguments.seconds, arguments.repeat))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The replay core beside numpy's own gather, other buffers and the service; and whether draws follow priorities.
+"""The replay core beside numpy's own gather, other buffers and the service.
 
 Observations of 17 float32, actions of 6, a million steps, batches of 256, one thread each.
 
-    python -m benchmarks.replay [--repeat 5] [--seconds 1] [--draws 10] [--json FILE]
+    python -m benchmarks.replay [--repeat 5] [--seconds 1] [--json FILE]
 """
 
 from __future__ import annotations
@@ -236,34 +236,7 @@ def peer_rates(name: str, seconds: float) -> Rates:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def frequencies(millions: int) -> str:
-    """Inserts, draws and updates that many million transitions; says how well the counts match the priorities."""
-    random, n, capacity, alpha = np.random.default_rng(1), 10_000, 100_000, 0.6
-    table, arrays = table_of(100, capacity, kind="prioritized", alpha=alpha), unroll_of(100, 100)
-    mass, counts, expected = (np.zeros(capacity) for _ in range(3))
-    number, largest, sizes = 0, 1.0, set()
-    for i in range(millions * 1_000_000 // n):
-        number = fill(table, arrays, n, number)
-        mass[i * n % capacity : i * n % capacity + n] = largest**alpha
-        keys = draw(table, n)["keys"]
-        counts += np.bincount(keys % capacity, minlength=capacity)
-        expected += n * mass / mass.sum()
-        priorities = random.random(n) * 5
-        table.update({"keys": keys, "priorities": priorities})
-        mass[keys % capacity] = priorities**alpha
-        largest = max(largest, float(priorities.max()))
-        if number * n > capacity:
-            sizes.add(table.nbytes)
-    chi = float(((counts - expected) ** 2 / expected).sum())
-    score = (chi - capacity) / (2 * capacity) ** 0.5
-    return (
-        f"{millions} million inserted, drawn and updated: chi-square of the counts of {capacity:,} places is "
-        f"{chi:,.0f}, {score:+.1f} standard deviations from its mean (strata lower it; above +4 draws would not follow "
-        f"their priorities). Bytes of the full table throughout: {', '.join(f'{size:,}' for size in sorted(sizes))}."
-    )
-
-
-def markdown(rounds: list[dict[str, Rates]], said: str) -> str:
+def markdown(rounds: list[dict[str, Rates]]) -> str:
     """Gives a table: each setting of ours beside every other subject that has it, paired round by round."""
     lines = ["| transitions/s | Headrace, core | beside | median | core is |", "|---|---|---|---|---|"]
     for name in rounds[0]["core"]:
@@ -276,29 +249,27 @@ def markdown(rounds: list[dict[str, Rates]], said: str) -> str:
             spread = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
             mine, median = (f"{statistics.median(rates) / 1e6:.3g} M" for rates in (ours, theirs))
             lines.append(f"| {name} | {mine} | {subject} | {median} | {spread} |")
-    return "\n".join([*lines, "", said])
+    return "\n".join(lines)
 
 
-def report(repeat: int, seconds: float, millions: int, path: Path | None = None) -> str:
+def report(repeat: int, seconds: float, path: Path | None = None) -> str:
     """Measures in turn; gives Markdown."""
     rounds = []
     for _ in range(repeat):
         found = {"numpy": numpy_rates(seconds), "core": core_rates(seconds), "service": service_rates(seconds)}
         rounds.append(found | {peer: peer_rates(peer, seconds) for peer in SCRIPTS})
-    said = frequencies(millions)
     if path is not None:
-        path.write_text(json.dumps({"rounds": rounds, "frequencies": said}, indent=2))
-    return markdown(rounds, said)
+        path.write_text(json.dumps(rounds, indent=2))
+    return markdown(rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--draws", type=int, default=10, help="millions, in the test of frequencies")
     parser.add_argument("--json", type=Path, help="write every repetition to this file")
     arguments = parser.parse_args()
-    print(report(arguments.repeat, arguments.seconds, arguments.draws, arguments.json))
+    print(report(arguments.repeat, arguments.seconds, arguments.json))
 
 
 if __name__ == "__main__":

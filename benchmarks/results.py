@@ -1,6 +1,7 @@
 """What the algorithms reach: trains, evaluates and plots jobs over several seeds, and writes docs/results.md's table.
 
-A run that has been evaluated is not made again, so an interrupted script goes on where it was.
+A run that has been evaluated is not made again, so an interrupted script goes on where it was. The figures of all that
+was ever measured are in docs/results.json; the table is made from them.
 
     python -m benchmarks.results [--seeds 3] [--only NAME ...] [--runs runs/results]
 """
@@ -15,15 +16,24 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-PAGE = Path("docs/results.md")
+PAGE, FIGURES = Path("docs/results.md"), Path("docs/results.json")
 BEGIN, END = "<!-- table: written by benchmarks/results.py -->", "<!-- end of table -->"
 HEADER = (
     "| environment | algorithm | command | steps | frames | wall time (s) | evaluation, each seed | reference "
     "| reached |\n|---|---|---|---|---|---|---|---|---|"
 )
 ZOO = "RL Baselines3 Zoo"
+
+
+class Trained(Protocol):
+    """What a run is made from: the name that it is kept under, and the command that makes it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def command(self, seed: int | str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +78,21 @@ JOBS = (
     Job("lunarlander_ppo", "LunarLander-v3", "PPO", 242, ZOO, "lunarlander"),
     Job("lunarlander_a2c", "LunarLander-v3", "A2C", 156, ZOO, "lunarlander"),
     Job("lunarlander_dqn", "LunarLander-v3", "DQN", 154, ZOO, "lunarlander"),
-    Job("lunarlander_continuous_ppo", "LunarLanderContinuous-v3", "PPO", 271, ZOO, "lunarlander"),
+    Job("lunarlander_continuous_ppo", "LunarLanderContinuous-v3", "PPO", 271, ZOO, "lunarlander-continuous"),
+    Job("lunarlander_sac", "LunarLanderContinuous-v3", "SAC", 260, ZOO, "lunarlander-continuous"),
+    Job("lunarlander_td3", "LunarLanderContinuous-v3", "TD3", 207, ZOO, "lunarlander-continuous"),
+    Job("lunarlander_ddpg", "LunarLanderContinuous-v3", "DDPG", 230, ZOO, "lunarlander-continuous"),
     Job("minatar_breakout_ppo", BREAKOUT, "PPO", 5, "random: 0.4", "minatar"),
     Job("minatar_breakout_a2c", BREAKOUT, "A2C", 5, "random: 0.4", "minatar"),
     Job("minatar_breakout_impala", BREAKOUT, "IMPALA", 5, "random: 0.4", "minatar"),
+    Job("minatar_breakout_dqn", BREAKOUT, "DQN", 5, "random: 0.4", "minatar"),
+    Job("halfcheetah_ppo", "HalfCheetah-v5", "PPO", 5819, ZOO, "mujoco"),
+    Job("halfcheetah_sac", "HalfCheetah-v5", "SAC", 9535, ZOO, "mujoco"),
+    Job("halfcheetah_td3", "HalfCheetah-v5", "TD3", 9656, ZOO, "mujoco"),
+    Job("hopper_ppo", "Hopper-v5", "PPO", 2410, ZOO, "mujoco"),
+    Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "mujoco"),
+    Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong"),
+    Job("crafter_ppo", "Crafter", "PPO", 5.3, "random: 2.1", "crafter"),
 )
 
 
@@ -79,7 +100,7 @@ def headrace(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "services.control.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(job: Job, seed: int, runs: Path) -> dict[str, Any]:
+def measure(job: Trained, seed: int, runs: Path) -> dict[str, Any]:
     """Trains and evaluates one seed, unless that was done before; gives what its figures.json holds."""
     run = runs / f"{job.name}-{seed}"
     figures = run / "figures.json"
@@ -124,17 +145,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     arguments = parser.parse_args()
     seeds = range(1, arguments.seeds + 1)
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for job in JOBS:
         if arguments.only is None or job.name in arguments.only:
-            print(row(job, [measure(job, seed, arguments.runs) for seed in seeds]), flush=True)
-    # Of all that was ever measured, so that a few jobs can be run at a time.
-    done = [
-        job for job in JOBS if all((arguments.runs / f"{job.name}-{seed}" / "figures.json").exists() for seed in seeds)
-    ]
-    write_table([row(job, [measure(job, seed, arguments.runs) for seed in seeds]) for job in done])
-    for plot in dict.fromkeys(job.plot for job in done):
-        curves = [str(arguments.runs / f"{job.name}-{seed}") for job in done if job.plot == plot for seed in seeds]
-        headrace("plot", *curves, "--out", f"docs/results-{plot}.png")
+            known[job.name] = [measure(job, seed, arguments.runs) for seed in seeds]
+            print(row(job, known[job.name]), flush=True)
+    FIGURES.write_text(json.dumps(known, indent=1) + "\n")
+    write_table([row(job, known[job.name]) for job in JOBS if job.name in known])
+    for plot in dict.fromkeys(job.plot for job in JOBS):
+        runs = [arguments.runs / f"{job.name}-{seed}" for job in JOBS if job.plot == plot for seed in seeds]
+        if curves := [str(run) for run in runs if (run / "figures.json").exists()]:
+            headrace("plot", *curves, "--out", f"docs/results-{plot}.png")
 
 
 if __name__ == "__main__":

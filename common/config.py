@@ -60,6 +60,7 @@ class EnvConfig(Section):
     envs: int = Field(8, ge=1, description="environments per group")
     frame_skip: int = Field(1, ge=1, description="simulator ticks per step, for counting frames")
     vectorized: bool = Field(True, description="step all environments of a group natively where that can be done")
+    info_mask: bool = Field(False, description="the action mask in the environment's info becomes an observation")
     step_deadline_s: float = Field(60.0, gt=0, description="a step that takes longer ends its env-server")
     affinity: Literal["none", "auto"] = Field("none", description="auto: each env-server keeps to one core")
 
@@ -75,6 +76,7 @@ class InferenceConfig(Section):
     wait_us: int = Field(0, ge=0, description="microseconds a request waits for others to join its batch")
     device: str = Field("cpu", description="torch device of the forward pass")
     threads: int = Field(1, ge=1, description="torch threads")
+    hold_back: int = Field(0, ge=0, description="versions that acting stays behind the newest; for experiments")
 
 
 class HerConfig(Section):
@@ -96,6 +98,8 @@ class TableConfig(Section):
     sequence: int = Field(0, ge=0, description="steps in a sequence, burn-in included; 0: transitions")
     period: int = Field(0, ge=0, description="steps between starts of sequences, a multiple of rollout.unroll")
     alpha: float = Field(0.6, ge=0, description="prioritized: exponent of the priorities")
+    newest: float = Field(0.0, ge=0, le=1, description="ring: share of each batch that is the newest items")
+    max_bytes: int = Field(0, ge=0, description="ring: bytes that it may hold, in fewer steps if need be; 0: no bound")
     her: HerConfig = HerConfig()
 
 
@@ -131,14 +135,13 @@ class LearnerConfig(Section):
     alpha: float | None = Field(None, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
     max_grad_norm: float | None = Field(None, gt=0, description="the gradient is clipped to this norm")
     table: str = Field("experience", description="the table to train from")
-    batch: int = Field(
-        0, ge=0, description="items per batch: unrolls of a fifo table (0 at lag 0: one of each group), or transitions"
-    )
+    batch: int = Field(0, ge=0, description="items per batch: unrolls (0 at lag 0: one of each group), or transitions")
     prefetch: int = Field(1, ge=1, description="batches fetched ahead at lag > 0")
     replayed: MixConfig = MixConfig()
     publish_every: int = Field(1, ge=1, description="updates between versions of the weights that are published")
     device: str = Field("cpu", description="torch device of the update")
-    threads: int = Field(1, ge=1, description="torch threads")
+    threads: int = Field(1, ge=1, description="torch threads, of each replica")
+    replicas: int = Field(1, ge=1, description="processes that share each batch, one GPU each where the device is cuda")
     on_nan: Literal["skip", "stop"] = Field("skip", description="what a non-finite loss does")
     log_s: float = Field(1.0, gt=0, description="seconds between rows of progress.csv")
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -192,30 +195,28 @@ class Config(Section):
         for key, names in (("rollout.tables", self.rollout.tables), ("learner.table", (self.learner.table,))):
             for name in names:
                 if name not in tables:
-                    raise ConfigError(
-                        f"{key} names table {name!r}, which replay.tables does not have",
-                        f"use one of {sorted(tables)} or add it to replay.tables",
-                    )
+                    text = f"{key} names table {name!r}, which replay.tables does not have"
+                    raise ConfigError(text, f"use one of {sorted(tables)} or add it to replay.tables")
         if self.learner.table not in self.rollout.tables:
-            raise ConfigError(
-                f"learner.table={self.learner.table} would deadlock: rollout.tables={[*self.rollout.tables]} lack it",
-                f"add {self.learner.table} to rollout.tables, or set learner.table to one of them",
-            )
+            name = self.learner.table
+            text = f"learner.table={name} would deadlock: rollout.tables={[*self.rollout.tables]} lack it"
+            raise ConfigError(text, f"add {name} to rollout.tables, or set learner.table to one of them")
         for name in [name for name in tables if name not in (self.learner.table, self.learner.replayed.table)]:
             if tables[name].kind == "fifo" and name in self.rollout.tables:
-                raise ConfigError(
-                    f"rollout.tables names fifo table {name!r}, which would deadlock: nobody draws from it",
-                    f"leave it out, or set learner.table to {name}",
-                )
+                text = f"rollout.tables names fifo table {name!r}, which would deadlock: nobody draws from it"
+                raise ConfigError(text, f"leave it out, or set learner.table to {name}")
             if limit := tables[name].samples_per_insert:
-                raise ConfigError(
-                    f"replay.tables.{name}.samples_per_insert={limit} would deadlock: nobody draws",
-                    f"set it to 0, or learner.table to {name}",
-                )
+                text = f"replay.tables.{name}.samples_per_insert={limit} would deadlock: nobody draws"
+                raise ConfigError(text, f"set it to 0, or learner.table to {name}")
         if self.learner.lr_schedule == "linear" and not (self.stop.steps or self.stop.frames or self.stop.seconds):
             raise ConfigError("learner.lr_schedule=linear has no end to fall to", "set stop.steps, frames or seconds")
+        if self.env.envs % (n := self.learner.replicas):
+            text = f"env.envs={self.env.envs} is no multiple of learner.replicas={n}, which train on equal columns"
+            raise ConfigError(text, f"set env.envs to {-(-self.env.envs // n) * n}")
         if self.learner.replayed.table:
             self._check_mix()
+        if self.inference.hold_back and tables[self.learner.table].kind == "fifo":
+            self._check_hold_back()
         if self.synchronous:
             self._check_synchronous()
             return self
@@ -230,28 +231,29 @@ class Config(Section):
     def _check_synchronous(self) -> None:
         for key, n in (("learner.publish_every", self.learner.publish_every), ("replay.servers", self.replay.servers)):
             if n > 1:
-                raise ConfigError(
-                    f"{key}={n}: at replay.max_policy_lag=0 acting waits for each version, trained from one table",
-                    "set it to 1, or replay.max_policy_lag above 0",
-                )
+                text = f"{key}={n}: at replay.max_policy_lag=0 acting waits for each version, trained from one table"
+                raise ConfigError(text, "set it to 1, or replay.max_policy_lag above 0")
         if self.learner.batch:
-            raise ConfigError(
-                f"learner.batch={self.learner.batch} has no meaning at replay.max_policy_lag=0",
-                "leave it 0: a synchronous batch is one unroll from each group",
-            )
+            text = f"learner.batch={self.learner.batch} has no meaning at replay.max_policy_lag=0"
+            raise ConfigError(text, "leave it 0: a synchronous batch is one unroll from each group")
 
     def _check_mix(self) -> None:
         name, tables = self.learner.replayed.table, self.replay.tables
         if name not in self.rollout.tables or tables[name].kind != "unrolls":
-            raise ConfigError(
-                f"learner.replayed.table={name!r} is no table of whole unrolls that unrolls go to",
-                f"add {name}: {{kind: unrolls}} to replay.tables, and {name} to rollout.tables",
-            )
+            text = f"learner.replayed.table={name!r} is no table of whole unrolls that unrolls go to"
+            raise ConfigError(text, f"add {name}: {{kind: unrolls}} to replay.tables, and {name} to rollout.tables")
         if self.synchronous or tables[self.learner.table].kind != "fifo":
-            raise ConfigError(
-                f"learner.replayed.table={name!r} is mixed into the unrolls of an asynchronous fifo table",
-                "set learner.table to a fifo table, and replay.max_policy_lag above 0",
-            )
+            text = f"learner.replayed.table={name!r} is mixed into the unrolls of an asynchronous fifo table"
+            raise ConfigError(text, "set learner.table to a fifo table, and replay.max_policy_lag above 0")
+
+    def _check_hold_back(self) -> None:
+        learner, behind, lag = self.learner, self.inference.hold_back, self.replay.max_policy_lag
+        # As many versions pass while unrolls wait in the table, and while batches and weights are under way.
+        waiting = self.replay.tables[learner.table].capacity // max(1, learner.batch)
+        needed = behind + waiting + learner.prefetch + learner.publish_every
+        if lag < needed:
+            text = f"inference.hold_back={behind} would deadlock at replay.max_policy_lag={lag}: all are too old"
+            raise ConfigError(text, f"set replay.max_policy_lag to {needed} or more")
 
     @property
     def synchronous(self) -> bool:

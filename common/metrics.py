@@ -85,11 +85,13 @@ class ReplayMetrics:
         t = ["table"]
         self.items = Gauge(p + "items", "Items in the table", t, registry=registry)
         self.bytes = Gauge(p + "table_bytes", "Bytes held by the table", t, registry=registry)
-        self.inserts = Counter(p + "inserts", "Items inserted", t, registry=registry)
+        self.inserts = Counter(p + "inserts", "Unrolls inserted; steps of a ring", t, registry=registry)
         self.samples = Counter(p + "samples", "Items sampled", t, registry=registry)
-        self.ratio = Gauge(p + "sample_insert_ratio", "Items sampled per item inserted", t, registry=registry)
+        self.ratio = Gauge(p + "sample_insert_ratio", "Items sampled per insert", t, registry=registry)
+        self.ahead = Gauge(p + "limiter_ahead_items", "How far draws ran ahead", t, registry=registry)
         self.blocked = Counter(p + "limiter_blocked_seconds", "Time held back", ["table", "side"], registry=registry)
         self.discarded = Counter(p + "discarded_unrolls", "Unrolls discarded as stale", t, registry=registry)
+        self.stale = Counter(p + "stale_priorities", "Priorities whose items were gone", t, registry=registry)
         self.queue_depth = Gauge(p + "queue_depth", "Inserts waiting for room", t, registry=registry)
 
 

@@ -57,6 +57,10 @@ RULES = """\
 - `learner.replayed.table` names a table of kind `unrolls` among `rollout.tables`, beside an asynchronous `fifo` one.
 - `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or a table that is no
   `fifo`.
+- `learner.replicas` above 1 wants a `fifo` table, an `env.envs` that is a multiple of it, and `learner.device` `cpu` or
+  `cuda`.
+- `inference.hold_back` above 0 wants, with a `fifo` table, a `replay.max_policy_lag` that leaves room for the versions
+  which pass while unrolls wait. The error names the smallest value that works.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.

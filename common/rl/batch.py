@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from common.errors import ProtocolError
-from common.types import Arrays, select
+from common.rl.transfer import to_device
+from common.types import Arrays, prefixed, select
+
+_REQUIRED = ("first", "action", "reward", "terminated", "truncated")
+_OPTIONAL = ("reward_before", "versions", "online", "relative")
+_GROUPS = ("observation.", "extras.", "state.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +82,6 @@ class Batch:
         return moved[kept], {name: x[kept] for name, x in self.final.items()}
 
 
-def tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """Gives an array as a tensor on `device`: the same memory where it is writable and on the CPU."""
-    # torch has no read-only tensors: a received view must be copied before it is lent out.
-    writable = array if array.flags.writeable else array.copy()
-    return torch.from_numpy(writable).to(device)
-
-
 def required(arrays: Arrays, name: str) -> np.ndarray:
     """Gives the array of that name; a ProtocolError names what is missing."""
     try:
@@ -98,33 +96,19 @@ def to_batch(arrays: Arrays, device: torch.device) -> Batch:
 
     `valid`, `final_index` and `final.*` may be absent or empty; a missing array is a ProtocolError that names it.
     """
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name: tensor(array, device) for name, array in select(prefix, arrays).items()}
-
-    def one(name: str) -> Tensor:
-        return tensor(required(arrays, name), device)
-
-    def maybe(name: str) -> Tensor | None:
-        return tensor(arrays[name], device) if name in arrays else None
-
-    valid = arrays.get("valid")
-    index = arrays.get("final_index")
-    has_final = index is not None and index.size > 0
+    taken = {name: required(arrays, name) for name in _REQUIRED}
+    taken |= {name: array for name, array in arrays.items() if name in _OPTIONAL or name.startswith(_GROUPS)}
+    if (valid := arrays.get("valid")) is not None and not valid.all():
+        taken["valid"] = valid
+    if (index := arrays.get("final_index")) is not None and index.size:
+        taken["final_index"] = index.astype(np.int64)
+        taken |= prefixed("final", select("final", arrays))
+    sent = to_device(taken, device)
     return Batch(
-        observation=group("observation"),
-        first=one("first"),
-        action=one("action"),
-        reward=one("reward"),
-        terminated=one("terminated"),
-        truncated=one("truncated"),
-        valid=None if valid is None or valid.all() else tensor(valid, device),
-        extras=group("extras"),
-        state=group("state"),
-        final_index=tensor(index.astype(np.int64), device) if index is not None and has_final else None,
-        final=group("final") if has_final else {},
-        reward_before=maybe("reward_before"),
-        versions=maybe("versions"),
-        online=maybe("online"),
-        relative=maybe("relative"),
+        **{name: sent[name] for name in _REQUIRED},
+        **{name: sent.get(name) for name in ("valid", "final_index", *_OPTIONAL)},  # type: ignore[arg-type]
+        observation=select("observation", sent),
+        extras=select("extras", sent),
+        state=select("state", sent),
+        final=select("final", sent),
     )

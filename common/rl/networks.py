@@ -5,6 +5,7 @@ Knows neither actions nor losses. Batches are [N, ...]: whoever has time-major d
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,13 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from common.errors import ConfigError, nearest
+from common.rl.compiled import Compiled
 from common.rl.encoders import CONVOLUTIONS, MLP, channels_last, convolution
 from common.rl.ops.normalize import ObservationNormalizer
 from common.rl.settings import load_attribute, read_settings
 from common.types import ArraySpec
 
+log = logging.getLogger("headrace.network")
+
 BUILT_IN = ("mlp", *CONVOLUTIONS)
 _IMAGE_DTYPES = (np.dtype(np.uint8), np.dtype(np.bool_))
+# Encoders that are faster in channels_last on a CPU: forward alone, and forward and backward.
+_LAST_FORWARD = ("impala_resnet",)
+_LAST_BACKWARD = ("impala_resnet", "nature_cnn", "shallow_cnn")
 _Width = Annotated[int, Field(gt=0)]
 
 
@@ -66,9 +73,12 @@ class NetworkConfig(BaseModel):
     normalize_observations: bool = Field(False, description="by running mean and std; images are only scaled to 0..1")
     popart: bool = Field(False, description="values are learned in units of their targets' running mean and std")
     channels_last: bool | None = Field(
-        None, description="memory format of images, for speed alone; null: only for impala_resnet, where it is faster"
+        None, description="memory format of images, for speed alone; null: [measured](algorithms.md#speed-of-images)"
     )
     bf16: bool = Field(False, description="convolutions in bfloat16: about twice as fast where the hardware has it")
+    compile: bool = Field(
+        False, description="encoders of images, and modules of your own, through torch.compile, if that works here"
+    )
 
 
 def read_network(values: Mapping[str, Any]) -> NetworkConfig:
@@ -105,6 +115,8 @@ class Inputs(nn.Module):
     """Turns named observations into what trunks take: images as float [N, C, H, W], the rest as flat [N, width].
 
     uint8 becomes [0, 1]; everything else keeps its value. The flat part is normalised if the config says so.
+    `channels_last` is the memory format of images; None: by encoder, and by whether there is a gradient to come. With
+    `either_format` the config leaves it to whoever can time both.
     """
 
     def __init__(self, specs: tuple[ArraySpec, ...], config: NetworkConfig) -> None:
@@ -125,8 +137,12 @@ class Inputs(nn.Module):
         self.width = sum(self.widths)
         built_in = {spec.name for spec in self.images if ":" not in names[spec.name]}
         self._permuted = {spec.name for spec in self.images if spec.name in built_in and channels_last(spec.shape)}
-        last = config.name == "impala_resnet" if config.channels_last is None else config.channels_last
-        self._formats = dict.fromkeys(built_in, torch.channels_last if last else torch.contiguous_format)
+        self._convolved = {name: names[name] for name in built_in}
+        # Compiled code is made for one format: another would be compiled anew.
+        self.either_format = config.channels_last is None and bool(built_in) and not config.compile
+        self.channels_last = config.channels_last
+        if config.compile and not self.images:
+            log.warning("network.compile=true: there is nothing to compile, an MLP is one piece of code already")
         normalizes = config.normalize_observations and self.width > 0
         self.normalizer = ObservationNormalizer(self.width) if normalizes else None
 
@@ -138,12 +154,18 @@ class Inputs(nn.Module):
             parts.append(x.float() / 255.0 if x.dtype == torch.uint8 else x.float())
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    @staticmethod
+    def _last(x: Tensor, encoder: str) -> bool:
+        learns = torch.is_grad_enabled() and x.device.type == "cpu"
+        return encoder in (_LAST_BACKWARD if learns else _LAST_FORWARD)
+
     def _image(self, x: Tensor, name: str) -> Tensor:
         x = x.permute(0, 3, 1, 2) if name in self._permuted else x
         scaled = x.dtype == torch.uint8
-        if name in self._formats:
-            x = x.to(torch.float32, memory_format=self._formats[name])
-        return x.float() / 255.0 if scaled else x.float()
+        if name in self._convolved:
+            last = self._last(x, self._convolved[name]) if self.channels_last is None else self.channels_last
+            x = x.to(torch.float32, memory_format=torch.channels_last if last else torch.contiguous_format)
+        return x.float().div_(255.0) if scaled else x.float()
 
     def forward(self, observation: Mapping[str, Tensor]) -> list[Tensor]:
         """Gives the images in order, then the flat parts: what is joined, then what has an MLP of its own."""
@@ -161,11 +183,14 @@ class Inputs(nn.Module):
 
 
 class Trunk(nn.Module):
-    """One encoder per input, their outputs concatenated: [N, features]."""
+    """One encoder per input, their outputs concatenated: [N, features].
+
+    `bf16` runs those of images in bfloat16.
+    """
 
     def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
         super().__init__()
-        encoders = []
+        encoders: list[nn.Module] = []
         for spec in inputs.images:
             name = _encoder_of(spec, config).name
             custom = ":" in name
@@ -173,15 +198,20 @@ class Trunk(nn.Module):
         for width, settings in zip(inputs.widths, inputs.settings, strict=True):
             encoders.append(MLP(width, settings.hidden, settings.activation))
         self.encoders = nn.ModuleList(encoders)
-        self._low = len(inputs.images) if config.bf16 else 0
+        self._images = len(inputs.images)
+        names = [f"the encoder of {spec.name}" for spec in inputs.images] if config.compile else []
+        # No modules, so that weights keep their names.
+        self._compiled = [Compiled(encoder, name) for encoder, name in zip(encoders, names, strict=False)]
+        self.bf16 = config.bf16
 
     def _encode(self, inputs: list[Tensor]) -> list[Tensor]:
-        pairs = list(zip(self.encoders, inputs, strict=True))
-        if not self._low:
+        passes = [*self._compiled, *self.encoders[len(self._compiled) :]]
+        pairs = list(zip(passes, inputs, strict=True))
+        if not self.bf16 or not self._images:
             return [encoder(x) for encoder, x in pairs]
         with torch.autocast(inputs[0].device.type, torch.bfloat16):
-            low = [encoder(x).float() for encoder, x in pairs[: self._low]]
-        return low + [encoder(x) for encoder, x in pairs[self._low :]]
+            low = [encoder(x).float() for encoder, x in pairs[: self._images]]
+        return low + [encoder(x) for encoder, x in pairs[self._images :]]
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
         encoded = self._encode(inputs)

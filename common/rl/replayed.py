@@ -10,8 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.rl.batch import required, tensor
+from common.rl.batch import required
+from common.rl.transfer import to_device
 from common.types import Arrays, select
+
+_REQUIRED = ("action", "reward", "discount", "relative")
+_GROUPS = ("observation.", "next_observation.", "extras.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +48,15 @@ def to_transitions(arrays: Arrays, device: torch.device) -> Transitions:
 
     A missing array is a ProtocolError that names it; only `extras.*` and `relabelled` may be absent.
     """
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name: tensor(array, device) for name, array in select(prefix, arrays).items()}
-
-    def one(name: str) -> Tensor:
-        return tensor(required(arrays, name), device)
-
+    taken = {name: required(arrays, name) for name in _REQUIRED}
+    taken |= {name: array for name, array in arrays.items() if name == "relabelled" or name.startswith(_GROUPS)}
+    sent = to_device(taken, device)
     return Transitions(
-        observation=group("observation"),
-        next_observation=group("next_observation"),
-        action=one("action"),
-        reward=one("reward"),
-        discount=one("discount"),
-        extras=group("extras"),
-        relative=one("relative"),
-        relabelled=one("relabelled") if "relabelled" in arrays else None,
+        **{name: sent[name] for name in _REQUIRED},
+        observation=select("observation", sent),
+        next_observation=select("next_observation", sent),
+        extras=select("extras", sent),
+        relabelled=sent.get("relabelled"),
     )
 
 

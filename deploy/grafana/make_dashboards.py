@@ -206,6 +206,8 @@ REPLAY = (
     WAITING,
     Plot("Queue depth", "inserts that wait for room", (("headrace_replay_queue_depth", "{{table}}"),)),
     Plot("Discarded unrolls", "as too old", (("headrace_replay_discarded_unrolls_total", "{{table}}"),)),
+    Plot("Draws ahead of inserts", "items, by the rate limit", (("headrace_replay_limiter_ahead_items", "{{table}}"),)),
+    Plot("Stale priorities/s", "ignored", ((rate("headrace_replay_stale_priorities_total", "table"), "{{table}}"),)),
 )
 
 LEARNER = (

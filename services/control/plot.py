@@ -1,13 +1,18 @@
-"""Draws learning curves from `progress.csv`: return over steps and over seconds, of one run or of several."""
+"""Draws learning curves from `progress.csv`: return over steps and over seconds, of one run or of several.
+
+Runs whose names differ in a last number alone (`a2c-1`, `a2c-2`) are seeds of one job and share a colour.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 from common.config import Config, load
 from common.errors import ConfigError
@@ -20,13 +25,18 @@ from matplotlib.ticker import EngFormatter
 COLOURS = ("#0f7b8a", "#d1495b", "#edae49", "#30638e", "#7a5195", "#4c9f70", "#8d6a4f", "#5b5b5b")
 INK, FAINT = "#22303a", "#d9e0e4"
 SIZE, DPI = (10.0, 4.4), 130
+POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The mean training return of one run against the steps collected and the seconds trained."""
+    """The mean training return of one run against the steps collected and the seconds trained.
+
+    `job` is its name without the seed's number.
+    """
 
     name: str
+    job: str
     steps: list[float]
     seconds: list[float]
     returns: list[float]
@@ -42,9 +52,11 @@ def plot_runs(runs: list[Path], out: Path | None = None) -> Path:
         curves[0].name if len(curves) == 1 else "learning curves", x=0.01, ha="left", weight="bold", color=INK
     )
     by_steps, by_seconds = figure.subplots(1, 2, sharey=True)
-    for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
-        by_steps.plot(curve.steps, curve.returns, color=colour, linewidth=1.8, label=curve.name)
-        by_seconds.plot(curve.seconds, curve.returns, color=colour, linewidth=1.8, label=curve.name)
+    jobs: dict[str, list[Curve]] = {}
+    for curve in curves:
+        jobs.setdefault(curve.job, []).append(curve)
+    for seeds, colour in zip(jobs.values(), COLOURS * len(jobs), strict=False):
+        _draw(by_steps, by_seconds, seeds, colour)
     by_steps.set_xlabel("environment steps")
     by_steps.set_ylabel("mean return of the last episodes")
     by_steps.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -55,6 +67,19 @@ def plot_runs(runs: list[Path], out: Path | None = None) -> Path:
         by_seconds.legend(frameon=False, loc="lower right", fontsize=8, labelcolor=INK)
     figure.savefig(path, dpi=DPI)
     return path
+
+
+def _draw(by_steps: Any, by_seconds: Any, seeds: list[Curve], colour: str) -> None:
+    """Draws one job: each seed by seconds; by steps their mean, and a band from the worst to the best."""
+    label = seeds[0].name if len(seeds) == 1 else f"{seeds[0].job}, {len(seeds)} seeds"
+    for number, curve in enumerate(seeds):
+        by_seconds.plot(curve.seconds, curve.returns, color=colour, linewidth=1.4, label="" if number else label)
+    first, last = max(curve.steps[0] for curve in seeds), max(curve.steps[-1] for curve in seeds)
+    steps = np.linspace(first, last, POINTS)
+    # A run that has ended, solved, stays where it was.
+    returns = np.stack([np.interp(steps, curve.steps, curve.returns) for curve in seeds])
+    by_steps.fill_between(steps, returns.min(0), returns.max(0), color=colour, alpha=0.15, linewidth=0)
+    by_steps.plot(steps, returns.mean(0), color=colour, linewidth=1.8)
 
 
 def read_curve(run: Path) -> Curve:
@@ -73,7 +98,8 @@ def read_curve(run: Path) -> Curve:
         raise ConfigError(f"{path} has no finished episode yet", "train on, then plot")
     steps, seconds, returns = (list(column) for column in zip(*rows, strict=True))
     config = load(run / "config.yaml", (), {}) if (run / "config.yaml").exists() else None
-    return Curve(_label(run, config), steps, seconds, returns, config.stop.episode_return if config else None)
+    goal = config.stop.episode_return if config else None
+    return Curve(_label(run, config), re.sub(r"-\d+$", "", run.resolve().name), steps, seconds, returns, goal)
 
 
 def _label(run: Path, config: Config | None) -> str:

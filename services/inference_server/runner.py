@@ -13,22 +13,33 @@ import torch
 from common.errors import ProtocolError, RemoteError
 from common.messages import Act, Actions, Weights
 from common.rl.actor import Actor, Seen, unpack_weights, weights_layout
+from common.rl.fastest import settle_on
 from common.rl.noise import uniforms
 from common.rl.numpy_actor import NumpyActor, numpy_actor
 from common.rl.registry import make_actor
+from common.rl.transfer import joined_to_device, to_host
 from common.types import Arrays, EnvSpec, PolicySpec, prefixed, select
 
 log = logging.getLogger("headrace.inference")
 
+# Among the rows of a pass, beside what the requests brought.
+_NOISE, _ENV = "<noise>", "<env>"
+
 
 class Runner:
-    """An algorithm's actor and its weights. `act` and `load` must not run at the same time."""
+    """An algorithm's actor and its weights. `act` and `load` must not run at the same time.
 
-    def __init__(self, algorithm: dict[str, Any], network: dict[str, Any], seed: int, device: str) -> None:
+    With `measured` the first pass settles which of the network's forms is fastest here; they differ by rounding.
+    """
+
+    def __init__(
+        self, algorithm: dict[str, Any], network: dict[str, Any], seed: int, device: str, measured: bool = False
+    ) -> None:
         self._algorithm = algorithm
         self._network = network
         self._seed = seed
         self._device = torch.device(device)
+        self._measured = measured
         self._actor: Actor | None = None
         self._numpy: NumpyActor | None = None
         self._rows: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -57,6 +68,7 @@ class Runner:
             )
         self._actor, self.env, self.spec = actor.to(self._device), env, actor.spec
         self._numpy = numpy_actor(self._actor)
+        self._settled = not self._measured
         log.info("acts in %s", "torch" if self._numpy is None else "numpy: the network is one small MLP")
         rows = {f"observation.{a.name}": (np.dtype(a.dtype), a.shape) for a in env.observations}
         rows |= {f"state.{a.name}": (np.dtype(a.dtype), a.shape) for a in actor.spec.state}
@@ -91,18 +103,17 @@ class Runner:
 
     def _act(self, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray], acts: Sequence[Act]) -> Arrays:
         assert self._actor is not None
-        env = self._tensor([np.arange(a.first_env, a.first_env + a.count) for a in acts])
-        batch = {name: self._tensor(parts) for name, parts in rows.items()}
+        env = [np.arange(a.first_env, a.first_env + a.count) for a in acts]
+        batch = joined_to_device({**rows, _NOISE: noise, _ENV: env}, self._device)
         observation, state = select("observation", batch), select("state", batch)
-        acted = self._actor.act(Seen(observation, batch["first"], batch["reward"], state, self._tensor(noise), env))
-        tensors = {"action": acted.action, **prefixed("extras", acted.extras), **prefixed("state", acted.state)}
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        seen = Seen(observation, batch["first"], batch["reward"], state, batch[_NOISE], batch[_ENV])
+        if not self._settled:
+            self._settled = True
+            settle_on(self._actor, seen)
+        acted = self._actor.act(seen)
+        return to_host({"action": acted.action, **prefixed("extras", acted.extras), **prefixed("state", acted.state)})
 
     def _act_in_numpy(self, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
         assert self._numpy is not None
         joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in rows.items()}
         return self._numpy.act(select("observation", joined), np.concatenate(noise))
-
-    def _tensor(self, parts: list[np.ndarray]) -> torch.Tensor:
-        # One copy, into a batch of our own: what came is read-only and may be unaligned.
-        return torch.from_numpy(np.concatenate(parts)).to(self._device)

@@ -18,6 +18,7 @@ from common.transport.client import Client
 from common.transport.server import Server, Ticket
 from common.types import EnvSpec, version_updates
 from services.inference_server.batcher import Batcher
+from services.inference_server.held_back import HeldBack
 from services.inference_server.runner import Runner
 
 log = logging.getLogger("headrace.inference")
@@ -33,12 +34,14 @@ class InferenceServer:
         config = context.config
         self._context = context
         self._metrics = InferenceMetrics(context.registry)
-        self._runner = Runner(config.algorithm, config.network, config.run.seed, config.inference.device)
-        # At lag 0 a result may not depend on who else asked.
+        # At lag 0 a result may depend neither on who else asked nor on what was faster just then.
+        measured, device = not config.synchronous, config.inference.device
+        self._runner = Runner(config.algorithm, config.network, config.run.seed, device, measured)
         wait_s = config.inference.wait_us * 1e-6
         self._batcher: Batcher[Ticket] = Batcher(config.inference.max_batch, wait_s, alone=config.synchronous)
         self._early: list[Ticket] = []
-        self._pass_s = 0.0
+        # The first pass may compile or measure: it goes to the thread.
+        self._pass_s = SLOW_PASS_S
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._busy = asyncio.Lock()
         self._wanted = asyncio.Event()
@@ -46,12 +49,14 @@ class InferenceServer:
 
     async def follow(self, learner: Client) -> None:
         """Takes on each new version of the weights, for ever."""
+        held_back = HeldBack(self._context.config.inference.hold_back)
         while True:
-            reply: Weights | NotModified = await learner.request(GetWeights(self._runner.version))
+            reply: Weights | NotModified = await learner.request(GetWeights(held_back.newest))
             if isinstance(reply, Weights):
+                weights = held_back.take(reply)
                 async with self._busy:
-                    self._runner.load(reply)
-                self._metrics.weights_updates.set(version_updates(reply.version))
+                    self._runner.load(weights)
+                self._metrics.weights_updates.set(version_updates(weights.version))
                 self._admit()
 
     async def infer_forever(self) -> None:

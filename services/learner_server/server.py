@@ -18,6 +18,7 @@ from common.transport.client import Client
 from common.types import Arrays, EnvSpec
 from services.learner_server.feed import Draw, Feed
 from services.learner_server.record import Record
+from services.learner_server.replicas.group import Replicas
 from services.learner_server.staging import join, mix, split, stage
 from services.learner_server.trainer import Trainer, Update
 from services.learner_server.weights import WeightsServer
@@ -34,6 +35,7 @@ class Learner:
         self._weights = weights
         self._shards = shards
         self._record = Record(context, run_dir)
+        self.replicas = Replicas(context.config, run_dir)
         self._tally = self._record.tally
         self._kind = self._config.replay.tables[self._config.learner.table].kind
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
@@ -50,6 +52,7 @@ class Learner:
             return
         trainer = Trainer(self._config, EnvSpec.from_wire(welcome.spec), self._record.checkpoints.next_ordinal())
         self._record.resume(trainer)
+        await asyncio.get_running_loop().run_in_executor(self._pool, self.replicas.form, trainer)
         self._publish(trainer)
         self._context.health.ready = True
         self._started = time.monotonic() - self._tally.seconds
@@ -108,6 +111,7 @@ class Learner:
             await feed.prioritize(draw, update.priorities)
         self._record.account(update, trainer.updates, time.perf_counter() - began, feed.depth)
         if self._record.checkpoint_due:
+            await loop.run_in_executor(self._pool, self.replicas.compare, trainer)
             await loop.run_in_executor(self._pool, self._record.save, trainer)
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
@@ -117,13 +121,14 @@ class Learner:
             arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed])
         else:
             arrays = stage(unrolls)
-        return trainer.update(arrays, self._tally.progress())
+        return self.replicas.update(trainer, arrays, self._tally.progress())
 
     def _publish(self, trainer: Trainer) -> None:
         self._weights.publish(trainer.weights(self._tally.steps, self._tally.progress()))
 
     async def _end(self, trainer: Trainer, outcome: str | None) -> None:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
+        self.replicas.compare(trainer)
         self._record.save(trainer)
         goal = f"the learner has reached its goal: {outcome}"
         if outcome is not None:
@@ -155,7 +160,9 @@ async def run(context: Context) -> None:
     # Besides the Samples, priorities are under way.
     shards = [connect(context, a, "replay", max_in_flight=16, replaceable=len(addresses) > 1) for a in addresses]
     try:
-        await Learner(context, run_dir, weights, shards).train()
+        learner = Learner(context, run_dir, weights, shards)
+        with learner.replicas:
+            await learner.train()
     finally:
         weights.server.close()
         for shard in shards:

@@ -11,6 +11,7 @@ import torch
 from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.messages import Weights
+from common.rl import ranks
 from common.rl.actor import pack_weights, weights_layout
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import to_batch
@@ -80,10 +81,18 @@ class Trainer:
 
     def update(self, arrays: Arrays, progress: float) -> Update:
         """Trains on a staged batch; raises NonFiniteUpdate, nothing changed, or ProtocolError on a batch too old."""
+        return self.learn(arrays, progress, self.check(arrays))
+
+    def check(self, arrays: Arrays) -> np.ndarray:
+        """Gives the lags of what just came in a staged batch; raises what `update` does, but for a loss."""
         lag = self._lag(arrays)
         for name, array in arrays.items():
             if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise NonFiniteUpdate(f"{name} is not finite", "mend the environment: it gives inf or nan")
+        return lag
+
+    def learn(self, arrays: Arrays, progress: float, lag: np.ndarray) -> Update:
+        """Trains on this rank's part of a batch that was checked and has `lag`; the steps are those of all ranks."""
         stack(arrays, self.env)
         to_tensors = to_transitions if self.algorithm.batches == "transitions" else to_batch
         batch = to_tensors(arrays, self._device)
@@ -91,7 +100,7 @@ class Trainer:
         errors = self.algorithm.priorities
         priorities = None if errors is None else errors.cpu().numpy()
         self.updates += 1
-        return Update(scalars, batch.steps, float(lag.mean()), int(lag.max()), priorities)
+        return Update(scalars, ranks.count(batch.steps), float(lag.mean()), int(lag.max()), priorities)
 
     def _lag(self, arrays: Arrays) -> np.ndarray:
         """Gives the versions between acting and now of what just came; replay has no bound."""

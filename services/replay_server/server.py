@@ -75,7 +75,7 @@ class ReplayServer:
                 for token, reason in table.reasons():
                     (token.ticket if isinstance(token, _Pending) else token).reason = reason
                 self._measure(name, table)
-            self.keeper.say_losses()
+            self.keeper.say_news()
 
     def _handle(self, ticket: Ticket) -> None:
         match ticket.message:
@@ -213,6 +213,9 @@ class ReplayServer:
             m.discarded.labels(name): table.discarded,
         }
         totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
+        if ring := self._rings.get(name):
+            totals[m.stale.labels(name)] = ring.stale
+            m.ahead.labels(name).set(ring.ahead)
         for counter, total in totals.items():
             counter.inc(total - self._counted.get(counter, 0))
             self._counted[counter] = total

@@ -173,6 +173,14 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
         {"replay": {"tables": {"experience": {}, "b": {}}}, "rollout": {"tables": ["experience", "b"]}},
         r"rollout\.tables names fifo table 'b', which would deadlock: nobody draws from it",
     ),
+    (
+        {"inference": {"hold_back": 1}},
+        r"inference\.hold_back=1 would deadlock at replay\.max_policy_lag=0.*set replay\.max_policy_lag to 67 or more",
+    ),
+    (
+        {"inference": {"hold_back": 50}, "replay": {"max_policy_lag": 67}, "learner": {"batch": 4}},
+        r"inference\.hold_back=50 would deadlock at replay\.max_policy_lag=67.*set replay\.max_policy_lag to 68",
+    ),
 ]
 
 
@@ -188,6 +196,9 @@ def test_settings_just_this_side_of_a_deadlock_are_taken() -> None:
     validate({"replay": {"tables": {"experience": UNIFORM}}, "learner": {"batch": 100}})
     tables = {"experience": {}, "ring": UNIFORM}
     validate({"replay": {"tables": tables}, "rollout": {"tables": ["experience", "ring"]}})
+    validate({"inference": {"hold_back": 50}, "replay": {"max_policy_lag": 68}, "learner": {"batch": 4}})
+    # A ring has no bound on the age of what it hands out.
+    validate({"inference": {"hold_back": 50}, "replay": {"tables": {"experience": UNIFORM}}, "learner": {"batch": 9}})
 
 
 def test_a_config_cannot_be_changed() -> None:

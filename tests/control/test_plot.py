@@ -55,3 +55,8 @@ def test_several_runs_share_one_picture(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no progress\.csv"):
         plot_runs([tmp_path])
+
+
+def test_seeds_of_a_job_are_known_by_the_last_number_of_their_names(tmp_path: Path) -> None:
+    names = ("a2c-1", "a2c-12", "ppo-halfcheetah-v5-2", "run")
+    assert [read_curve(make_run(tmp_path / name)).job for name in names] == ["a2c", "a2c", "ppo-halfcheetah-v5", "run"]

@@ -41,3 +41,17 @@ async def test_asynchronous_training_never_exceeds_its_bound_however_slow_the_le
     assert max(lags) == 2, "the learner is slow enough that the bound is reached"
     # Some were too old: collected, counted, and never trained on.
     assert int(trained[-1]["trained_steps"]) < int(trained[-1]["steps"])
+
+
+async def test_acting_that_is_held_back_gives_data_that_are_as_many_versions_old(tmp_path: Path) -> None:
+    overlay = {
+        "inference": {"hold_back": 12},
+        "replay": {"max_policy_lag": 30, "tables": {"experience": {"kind": "fifo", "capacity": 4}}},
+        "learner": {"batch": 1, "log_s": 1e-9},
+        "algorithm": {"name": "lags:Reporting"},
+        "stop": {"steps": 4000},
+    }
+    trained = await rows(tmp_path, overlay)
+    assert len(trained) > 100
+    # Until there are so many versions, the first one acts.
+    assert min(float(row["lag_min"]) for row in trained[60:]) >= 12

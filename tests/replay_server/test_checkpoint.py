@@ -29,6 +29,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "prioritized": {"kind": "prioritized", "n_step": 3, "discount": 0.9},
     "sequences": {"kind": "prioritized", "sequence": 6, "period": 3},
     "unrolls": {"kind": "unrolls"},
+    "newest": {"kind": "prioritized", "newest": 0.5},
+    # Room for 72 steps with few last observations, in a table of many more.
+    "bounded": {"kind": "uniform", "capacity": 60_000, "max_bytes": 6_000},
 }
 LIMITS = {"capacity": 60, "min_size": 20, "samples_per_insert": 0.5, "error_buffer": 40.0}
 
@@ -75,8 +78,8 @@ def test_a_restored_table_goes_on_as_if_nothing_had_happened(kind: str, stack: i
     for name in ("size", "mass", "inserts", "samples", "stale"):
         assert getattr(other, name) == getattr(table, name), name
     world.begin("b", 2)
-    for _ in range(9):
-        for slot in "ab":
+    for turn in range(10):
+        for slot in "ab" if turn else "":
             unroll = world.unroll(slot)
             assert put(table, unroll) == put(other, unroll) == [Stored(unroll.number, 0)]
         one, two = draw(table), draw(other)

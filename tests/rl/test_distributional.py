@@ -88,6 +88,52 @@ def test_the_quantile_loss_agrees_with_a_slow_loop() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
+def plain_quantile_huber(quantiles: torch.Tensor, target: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The definition, for autograd to differentiate."""
+    k = quantiles.shape[-1]
+    middle = (torch.arange(k, dtype=quantiles.dtype) + 0.5) / k
+    error = target.unsqueeze(1) - quantiles.unsqueeze(-1)
+    weight = (middle.unsqueeze(-1) - (error.detach() < 0.0).to(error.dtype)).abs()
+    size = error.abs()
+    near = size.clamp(max=threshold)
+    return (weight * near * (size - 0.5 * near)).mean(-1).sum(-1) / threshold
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (8, 5), (32, 200)])
+def test_the_quantile_loss_and_its_slope_are_the_definitions(threshold: float, k: int, m: int) -> None:
+    draw = torch.Generator().manual_seed(k)
+    quantiles = torch.randn(6, k, generator=draw, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(6, m, generator=draw, dtype=torch.float64) * 2.0
+    each = torch.randn(6, generator=draw, dtype=torch.float64)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        theta, samples = quantiles.detach().to(dtype).requires_grad_(), target.to(dtype)
+        ours, plain = (loss(theta, samples, threshold) for loss in (quantile_huber, plain_quantile_huber))
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+        slopes = [torch.autograd.grad(loss @ each.to(dtype), theta)[0] for loss in (ours, plain)]
+        torch.testing.assert_close(*slopes, rtol=tolerance, atol=tolerance)
+
+
+def test_the_quantile_losss_slope_is_that_of_small_differences() -> None:
+    draw = torch.Generator().manual_seed(0)
+    quantiles = torch.randn(3, 4, generator=draw, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 5, generator=draw, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda theta: quantile_huber(theta, target, 1.0), (quantiles,))
+
+
+def test_the_quantile_losss_slope_on_literals() -> None:
+    # at 1/4: errors 1 and 5, both slope 1; at 3/4: -1, a quarter, and 3, three quarters; halved, against the quantile
+    quantiles, target = torch.tensor([[1.0, 3.0]], requires_grad=True), torch.tensor([[2.0, 6.0]])
+    (slope,) = torch.autograd.grad(quantile_huber(quantiles, target, 1.0).sum(), quantiles)
+    assert slope.tolist() == [[-0.25, -0.25]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_of_a_sample_that_is_not_finite_is_not(bad: float) -> None:
+    found = quantile_huber(torch.zeros(2, 3), torch.tensor([[0.0, 1.0], [bad, 1.0]]), 1.0)
+    assert torch.isfinite(found).tolist() == [True, False]
+
+
 def test_descending_the_quantile_loss_finds_the_quantiles() -> None:
     samples = torch.linspace(0.0, 1.0, 1001, dtype=torch.float64).unsqueeze(0)
     quantiles = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)

@@ -74,6 +74,53 @@ def test_rewards_are_clipped_before_anything_is_learned_from_them(arrays: Arrays
     assert clipped.learn(to_batch({**arrays, "reward": np.sign(arrays["reward"]) * 7.0}, CPU), 0.0) == expected
 
 
+def of_a3c(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of one batch without V-trace: returns to the end of the episode or unroll, as if π had acted."""
+    outputs = policy.unroll(batch)
+    value = outputs.values.detach()
+    final = policy.values_of_final(outputs, batch)
+    after = value[1:].clone()
+    assert batch.final_index is not None
+    assert final is not None
+    after.view(-1)[batch.final_index] = final.detach()
+    returns = torch.zeros_like(batch.reward)
+    following = after[-1]
+    for t in reversed(range(len(batch.reward))):
+        following = torch.where(batch.truncated[t], after[t], following)
+        following = batch.reward[t] + 0.9 * following * ~batch.terminated[t]
+        returns[t] = following
+    policy_loss = -(outputs.distribution.log_prob(batch.action) * (returns - value[:-1])).sum(0).mean()
+    return policy_loss, 0.5 * (returns - outputs.values[:-1]).square().sum(0).mean()
+
+
+def test_without_vtrace_the_losses_are_those_of_uncorrected_returns(arrays: Arrays, cartpole: EnvSpec) -> None:
+    policy, impala = make(IMPALA, cartpole, discount=0.9, vtrace=False)
+    batch = to_batch(off_policy(arrays), CPU)
+    expected = [x.item() for x in of_a3c(policy, batch)]
+    assert expected != pytest.approx([x.item() for x in of(policy, batch)], rel=0.1)
+    metrics = impala.learn(batch, 0.0)
+    assert [metrics["policy_loss"], metrics["value_loss"]] == pytest.approx(expected, rel=1e-5)
+    assert metrics["kl"] != 0.0
+
+
+@pytest.mark.parametrize("kind", [IMPALA, LASER])
+@pytest.mark.parametrize("network", [{}, {"lstm": 8, "popart": True}])
+def test_on_the_policys_own_steps_vtrace_changes_no_bit(
+    kind: type[Learner], network: dict[str, Any], cartpole: EnvSpec, record: Record
+) -> None:
+    actor, corrected = make(kind, cartpole, network)
+    other, plain = make(kind, cartpole, network, vtrace=False)
+    for seed in range(3):
+        arrays = record(actor, cartpole, 8, 4, seed)
+        # What the learner itself says of the actions: the actor's pass may differ in the last bit.
+        outputs = actor.unroll(to_batch(arrays, CPU))
+        arrays["extras.log_prob"] = outputs.distribution.log_prob(torch.from_numpy(arrays["action"])).detach().numpy()
+        metrics = corrected.learn(to_batch(arrays, CPU), 0.0)
+        assert plain.learn(to_batch(arrays, CPU), 0.0) == metrics
+        assert metrics["kl"] == 0.0
+        np.testing.assert_array_equal(pack_weights(actor), pack_weights(other))
+
+
 @pytest.mark.parametrize("network", [{}, {"lstm": 8, "popart": True, "last_action": True, "last_reward": True}])
 @pytest.mark.parametrize("bound", [None, 1e30])
 @pytest.mark.parametrize("masked", [False, True])

@@ -123,3 +123,30 @@ def test_normalised_observations_reach_every_flat_encoder() -> None:
     inputs.fold({"a": torch.tensor([[0.0], [2.0]]), "goal": torch.tensor([[10.0], [30.0]])})
     a, goal = inputs({"a": torch.tensor([[2.0]]), "goal": torch.tensor([[10.0]])})
     assert (a.item(), goal.item()) == (pytest.approx(1.0), pytest.approx(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "alone", "with_gradient"),
+    [
+        ("nature_cnn", (4, 36, 36), False, True),
+        ("shallow_cnn", (36, 36, 4), False, True),
+        ("impala_resnet", (4, 36, 36), True, True),
+        ("minatar_cnn", (10, 10, 4), False, False),
+    ],
+)
+def test_images_lie_as_was_measured_to_be_faster_with_a_gradient_to_come_and_without(
+    name: str, shape: tuple[int, ...], alone: bool, with_gradient: bool
+) -> None:
+    spec = ArraySpec("image", "|u1", shape)
+    inputs = Inputs((spec,), read_network({"name": name}))
+
+    def last() -> bool:
+        (image,) = inputs({"image": torch.zeros((2, *shape), dtype=torch.uint8)})
+        return image.is_contiguous(memory_format=torch.channels_last)
+
+    assert last() is with_gradient
+    with torch.no_grad():
+        assert last() is alone
+    inputs.channels_last = not alone
+    with torch.inference_mode():
+        assert last() is not alone

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from common.rl import ranks
 from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.batch import Batch
@@ -63,7 +64,8 @@ class A2C:
         normalized = core.policy.normalized
         value_loss = losses.value_loss(normalized(outputs.values[:-1]), normalized(target), mask)
         entropy = losses.masked_mean(outputs.distribution.entropy(), mask)
-        norm = core.optimizer.step(policy_loss + config.value_weight * value_loss - config.entropy * entropy, lr)
+        loss = policy_loss + config.value_weight * value_loss - config.entropy * entropy
+        norm = core.optimizer.step(loss, lr, ranks.weight(batch.reward, mask))
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "grad_norm": norm}
         metrics["explained_variance"] = losses.explained_variance(value, target, mask)
         return target, {**metrics, **explored}

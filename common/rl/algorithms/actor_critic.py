@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from common.rl import ranks
 from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
 from common.rl.batch import Batch
@@ -74,12 +75,16 @@ class ActorCritic:
     def update(self, batch: Batch, step: Callable[[], tuple[Tensor, Metrics]]) -> dict[str, float]:
         """Runs `step`, which trains and gives its value targets [T, B] and scalar metrics, and gives those as numbers.
 
-        If one of them is not finite, parameters and state become what they were and NonFiniteUpdate is raised.
+        On several ranks a metric is the mean of theirs, by valid steps. If one is not finite, parameters and state
+        become what they were and NonFiniteUpdate is raised.
         """
         weights, before = self.optimizer.flat.clone(), self.state_dict()
         target, scalars = step()
+        values = torch.stack([x.detach().float() for x in scalars.values()])
+        # What is not finite on one rank is not in the mean: all undo the update, or none.
+        values = ranks.mean(values, ranks.weight(batch.reward, batch.valid))
         # The only wait for the device in an update.
-        metrics = dict(zip(scalars, torch.stack([x.detach().float() for x in scalars.values()]).tolist(), strict=True))
+        metrics = dict(zip(scalars, values.tolist(), strict=True))
         if not all(map(math.isfinite, metrics.values())):
             self.optimizer.flat.copy_(weights)
             self.load_state_dict(before)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from common.errors import HeadraceError
+from common.rl import ranks
 from common.rl.actor import Actor
 from common.types import EnvSpec
 
@@ -96,7 +97,8 @@ class FlatOptimizer:
 
     RMSProp adds epsilon to the root, as PyTorch's does; A3C (Mnih et al. 2016) adds it under the root.
 
-    The network's parameters become views of that tensor: move the network to its device first.
+    The network's parameters become views of that tensor: move the network to its device first. On several ranks a
+    gradient is the mean of theirs, by one all-reduce.
     """
 
     def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
@@ -106,20 +108,29 @@ class FlatOptimizer:
         self._mean = torch.zeros_like(self.flat)
         self._square = torch.zeros_like(self.flat)
         # Kept: memory that is allocated anew in every update costs more than the arithmetic on it.
-        self._gradient = torch.empty_like(self.flat)
+        # The last element is the gradient's weight, where ranks share it.
+        self._shared = self.flat.new_empty(self.flat.numel() + 1)
+        self._gradient = self._shared[:-1]
         self._step = torch.zeros((), device=self.flat.device)
         self.steps = 0
 
-    def step(self, loss: Tensor, lr: float) -> Tensor:
-        """Descends one step and gives the gradient's norm before clipping, a scalar tensor: nothing waits for it."""
-        gradient, norm = self.gradient(loss)
+    def step(self, loss: Tensor, lr: float, weight: Tensor | float = 1.0) -> Tensor:
+        """Descends one step and gives the gradient's norm before clipping, a scalar tensor: nothing waits for it.
+
+        `weight` is this rank's in the mean over all: how many steps its loss is a mean of.
+        """
+        gradient, norm = self.gradient(loss, weight)
         self.descend(gradient, norm, lr)
         return norm
 
-    def gradient(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, loss: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Gives the flat gradient of a loss, until the next one is asked for, and its norm; nothing has changed yet."""
         gradients = torch.autograd.grad(loss, self._parameters)
         gradient = torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
+        if ranks.size() > 1:
+            gradient.mul_(weight)
+            self._shared[-1] = weight
+            gradient.div_(ranks.total(self._shared)[-1].clamp(min=1.0))
         return gradient, torch.linalg.vector_norm(gradient)
 
     def descend(self, gradient: Tensor, norm: Tensor, lr: float) -> None:

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from common.rl import ranks
 from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
 from common.rl.batch import Batch
 from common.rl.encoders import orthogonal
@@ -97,7 +98,8 @@ class Curiosity:
         error = 0.5 * (foretold - after.detach()).square().sum(-1)
         forward_loss = masked_mean(error, known)
         inverse_loss = -masked_mean(told.log_prob(batch.action), known)
-        norm = self._optimizer.step((1.0 - share) * inverse_loss + share * forward_loss, self._config.lr)
+        loss = (1.0 - share) * inverse_loss + share * forward_loss
+        norm = self._optimizer.step(loss, self._config.lr, ranks.weight(error, known))
         # Not by a product: what is not known may be anything.
         intrinsic = torch.where(known, self._config.weight * error.detach(), 0.0)
         metrics = {"intrinsic_reward": masked_mean(intrinsic, known), "inverse_loss": inverse_loss}

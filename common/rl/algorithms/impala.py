@@ -2,7 +2,7 @@
 
 Losses are summed over time and averaged over the batch, or summed over both as in the original (`sum_over_batch`).
 `reward_clip` is `abs_one` for Atari and `soft_asymmetric` for DMLab-30; last action and last reward are inputs of the
-network (`network.last_action`, `network.last_reward`).
+network (`network.last_action`, `network.last_reward`). Without `vtrace` the loss is A3C's (Mnih et al. 2016).
 
 LASER is IMPALA on batches in which `Batch.online` tells fresh columns from replayed ones. Steps beyond `trust_region`
 (b, the bound on KL(π ‖ π̃); null: none) are cut, and with them those that follow until the episode ends: they end the
@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from common.rl import ranks
 from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.batch import Batch
@@ -46,6 +47,7 @@ class IMPALAConfig(ActorCriticConfig):
     rho: float = Field(1.0, gt=0, description="where V-trace cuts the ratios of its errors")
     c: float = Field(1.0, gt=0, description="where V-trace cuts the ratios of its trace")
     pg_rho: float = Field(1.0, gt=0, description="where the ratios of the policy's loss are cut")
+    vtrace: bool = Field(True, description="false: every ratio is 1, as if π had acted; what V-trace is held against")
     sum_over_batch: bool = Field(False, description="losses are summed over the batch too, not averaged")
 
 
@@ -92,12 +94,14 @@ class _VTraceActorCritic:
         log_ratio = log_prob.detach() - batch.extras["log_prob"]
         thresholds = Thresholds(config.rho, config.c, config.pg_rho)
         ends = (batch.terminated, batch.truncated, mask)
-        traced = vtrace(log_ratio, reward, value, after, *ends, config.discount, config.lam, thresholds)
+        corrected = log_ratio if config.vtrace else torch.zeros_like(log_ratio)
+        traced = vtrace(corrected, reward, value, after, *ends, config.discount, config.lam, thresholds)
         normalized = core.policy.normalized
         weight = normalized(value + traced.advantage) - normalized(value)
         error = normalized(outputs.values[:-1]) - normalized(traced.target)
         online = _online(batch)
-        scale = 1.0 if config.sum_over_batch else 1.0 / batch.reward.shape[1]
+        # The ranks' gradients are averaged, whose columns are equally many: of a sum each must give its own times them.
+        scale = float(ranks.size()) if config.sum_over_batch else 1.0 / batch.reward.shape[1]
         policy_loss = -scale * losses.masked_sum(log_prob * weight, mask)
         value_loss = 0.5 * scale * losses.masked_sum(error.square(), mask)
         entropies = outputs.distribution.entropy()

@@ -23,10 +23,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from common.rl import ranks
 from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
+from common.rl.minibatches import Order, valid_places
 from common.rl.ops import policy_gradient as losses
 from common.rl.ops.returns import gae
 from common.rl.ops.vtrace import Thresholds, vtrace
@@ -118,15 +120,15 @@ class _Surrogate:
         self._config = config
         self._thresholds = thresholds
         self._core = core
-        self._generator = torch.Generator().manual_seed(seed)
+        self._order = Order(config.minibatches, seed, core.optimizer.flat.device)
         self._rate = 1.0
 
     def learn(self, batch: Batch, progress: float, clip: _Range) -> dict[str, float]:
-        lr, order = self._core.rate(progress) * self._rate, self._generator.get_state()
+        lr, order = self._core.rate(progress) * self._rate, self._order.get_state()
         try:
             metrics = self._core.update(batch, lambda: self._update(batch, lr, clip))
         except NonFiniteUpdate:
-            self._generator.set_state(order)
+            self._order.set_state(order)
             raise
         if self._config.adaptive_kl is not None:
             self._steer(metrics["kl"] / self._config.adaptive_kl)
@@ -140,16 +142,17 @@ class _Surrogate:
         config = self._config
         reward, explored = self._core.rewards(batch)
         target, explained, targets = self._targets(batch, reward)
+        places = None if self._core.policy.recurrent else valid_places(batch)
         rows: list[Tensor] = []
         moves: list[_Move] = []
         for _ in range(config.epochs):
             begun = len(moves)
-            for distribution, value, part in self._minibatches(batch, targets):
+            for distribution, value, part in self._minibatches(batch, targets, places):
                 row, move = self._step(distribution, value, part, clip, lr)
                 rows.append(row)
                 moves.append(move)
             # Not "greater than": a nan must end the update too.
-            if config.target_kl and not losses.approximate_kl(*_joined(moves[begun:])) <= config.target_kl:
+            if config.target_kl and not _kl(moves[begun:]) <= config.target_kl:
                 break
         metrics = dict(zip(_LOSSES, torch.stack(rows).mean(0), strict=True))
         log_ratio, mask = _joined(moves)
@@ -179,32 +182,28 @@ class _Surrogate:
         targets = _Targets(batch.action, batch.extras, old, advantage, policy.normalized(target), batch.valid)
         return target, explained, targets
 
-    def _order(self, n: int) -> Tensor:
-        # Drawn on the CPU whatever the device is, so that a resume elsewhere keeps the order.
-        return torch.randperm(n, generator=self._generator).to(self._core.optimizer.flat.device)
-
-    def _minibatches(self, batch: Batch, targets: _Targets) -> Iterator[_Minibatch]:
+    def _minibatches(self, batch: Batch, targets: _Targets, places: Tensor | None) -> Iterator[_Minibatch]:
         """Runs the policy over one epoch's minibatches, each only once the step before it has been taken."""
         policy = self._core.policy
         if policy.recurrent:
             yield from self._columns(batch, targets)
             return
-        chosen = None if batch.valid is None else batch.valid.flatten().nonzero().squeeze(-1)
-        order = self._order(batch.reward.numel() if chosen is None else chosen.shape[0])
-        chosen = order if chosen is None else chosen[order]
+        epoch = self._order.steps(batch.reward.numel(), places)
         # Gathered once per epoch: minibatches are then views.
-        rows = {name: x[:-1].flatten(0, 1)[chosen] for name, x in policy.rows(batch).items()}
-        flat = replace(targets, mask=None).map(lambda x: x.flatten(0, 1)[chosen])
-        n, parts = chosen.shape[0], min(self._config.minibatches, chosen.shape[0])
-        for start, stop in pairwise([n * i // parts for i in range(parts + 1)]):
+        rows = {name: x[:-1].flatten(0, 1)[epoch.chosen] for name, x in policy.rows(batch).items()}
+        flat = replace(targets, mask=None).map(lambda x: x.flatten(0, 1)[epoch.chosen])
+        flat = flat if epoch.counted is None else replace(flat, mask=epoch.counted)
+        for start, stop in pairwise(epoch.bounds):
             distribution, value = policy.evaluate({name: x[start:stop] for name, x in rows.items()})
             yield distribution, value, flat.map(operator.itemgetter(slice(start, stop)))
 
     def _columns(self, batch: Batch, targets: _Targets) -> Iterator[_Minibatch]:
-        columns = batch.reward.shape[1]
-        for index in self._order(columns).tensor_split(min(self._config.minibatches, columns)):
+        for index, counts in self._order.columns(batch.reward.shape[1]):
             outputs = self._core.policy.unroll(batch.columns(index))
-            yield outputs.distribution, outputs.values[:-1], targets.map(operator.itemgetter((slice(None), index)))
+            part = targets.map(operator.itemgetter((slice(None), index)))
+            if not counts:
+                part = replace(part, mask=torch.zeros_like(part.value, dtype=torch.bool))
+            yield outputs.distribution, outputs.values[:-1], part
 
     def _step(
         self, distribution: Distribution, value: Tensor, part: _Targets, clip: _Range, lr: float
@@ -223,7 +222,7 @@ class _Surrogate:
             entropy = losses.masked_mean(distribution.entropy(), mask)
         if config.entropy:
             loss = loss - config.entropy * entropy
-        norm = self._core.optimizer.step(loss, lr)
+        norm = self._core.optimizer.step(loss, lr, ranks.weight(value, mask))
         row = torch.stack([policy_loss.detach(), value_loss.detach(), entropy.detach(), norm])
         return row, (log_ratio.detach().flatten(), None if mask is None else mask.flatten())
 
@@ -238,18 +237,26 @@ class _Surrogate:
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the core's state, the generator's and the steered rate."""
-        return {**self._core.state_dict(), "generator": self._generator.get_state(), "rate": self._rate}
+        return {**self._core.state_dict(), "generator": self._order.get_state(), "rate": self._rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, of the same settings."""
         self._core.load_state_dict(state)
-        self._generator.set_state(state["generator"])
+        self._order.set_state(state["generator"])
         self._rate = float(state["rate"])
 
 
 def _joined(moves: list[_Move]) -> _Move:
-    masks = [mask for _, mask in moves if mask is not None]
-    return torch.cat([log_ratio for log_ratio, _ in moves]), torch.cat(masks) if masks else None
+    log_ratio = torch.cat([log_ratio for log_ratio, _ in moves])
+    if all(mask is None for _, mask in moves):
+        return log_ratio, None
+    return log_ratio, torch.cat([torch.ones_like(x, dtype=torch.bool) if m is None else m for x, m in moves])
+
+
+def _kl(moves: list[_Move]) -> Tensor:
+    """Gives the mean KL(μ ‖ π) of steps on all ranks, the same on each; a scalar."""
+    log_ratio, mask = _joined(moves)
+    return ranks.mean(losses.approximate_kl(log_ratio, mask), ranks.weight(log_ratio, mask))
 
 
 class PPO:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-
-from common.rl.ops.q_learning import huber
 
 
 def project(probabilities: Tensor, reward: Tensor, discount: Tensor, support: Tensor) -> Tensor:
@@ -30,10 +30,35 @@ def quantile_huber(quantiles: Tensor, target: Tensor, threshold: float) -> Tenso
     """Gives the loss [n] of `quantiles` [n, k], at the middles of k equal shares, for samples `target` [n, m].
 
     Summed over the quantiles and averaged over the samples; errors within ± threshold count squared (Dabney et al.
-    2018).
+    2018). No gradient goes to the samples.
     """
-    k = quantiles.shape[-1]
-    middle = (torch.arange(k, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / k
-    error = target.unsqueeze(1) - quantiles.unsqueeze(-1)
-    weight = (middle.unsqueeze(-1) - (error.detach() < 0.0).to(error.dtype)).abs()
-    return (weight * huber(error, threshold)).mean(-1).sum(-1) / threshold
+    return _QuantileHuber.apply(quantiles, target, threshold)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _QuantileHuber(torch.autograd.Function):
+    """The slope comes with the loss, so that of all [n, k, m] errors nothing is kept for it.
+
+    An error above 0 weighs the quantile's share, one below 0 the rest of 1: so a row needs its sum and that of its
+    errors above 0, and no weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, quantiles: Tensor, target: Tensor, threshold: float) -> Tensor:
+        k, m = quantiles.shape[-1], target.shape[-1]
+        middle = (torch.arange(k, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / k
+        error = target.unsqueeze(1) - quantiles.unsqueeze(-1)
+        slope = error.clamp(-threshold, threshold)
+        above = slope.clamp(min=0.0)
+        slopes, slopes_above = slope.sum(-1), above.sum(-1)
+        # Huber's loss is slope (error - slope / 2), within the threshold and beyond it.
+        loss = error.sub_(slope, alpha=0.5).mul_(slope)
+        losses, losses_above = loss.sum(-1), loss.mul_(above.sign_()).sum(-1)
+        scale = 1.0 / (m * threshold)
+        ctx.save_for_backward(torch.lerp(slopes - slopes_above, slopes_above, middle).mul_(-scale))
+        return torch.lerp(losses - losses_above, losses_above, middle).sum(-1).mul_(scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradient.unsqueeze(-1), None, None

@@ -1,12 +1,15 @@
 """Running moments of a stream of tensors, and the two things they scale: observations and value targets.
 
-Knows nothing of policies or of optimisers. Moments are float64 and are merged in batches (Chan et al. 1983).
+Knows nothing of policies or of optimisers. Moments are float64 and are merged in batches (Chan et al. 1983), of all
+ranks together where a learner has several.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from common.rl import ranks
 
 _EPSILON = 1e-8
 _LEAST_STD = 1e-4
@@ -29,10 +32,13 @@ class Moments(nn.Module):
     @torch.no_grad()
     def fold(self, values: Tensor) -> None:
         """Merges the statistics of `values`, [N, *shape]; an empty batch changes nothing."""
-        n = values.shape[0]
+        count = values.shape[0]
+        # The variance of nothing would come with a warning.
+        of = values.double() if count else torch.zeros_like(self.mean).unsqueeze(0)
+        var, mean = torch.var_mean(of, 0, correction=0)
+        n, mean, var = ranks.merged(count, mean, var)
         if n == 0:
             return
-        var, mean = torch.var_mean(values.double(), 0, correction=0)
         total = self.count + n
         delta = mean - self.mean
         spread = self.var * self.count + var * n + delta * delta * (self.count * n / total)
@@ -107,13 +113,15 @@ class PopArt(nn.Module):
         """Merges raw targets [T, B] into the statistics, and changes the head in place so that its raw values stay."""
         weight = torch.ones_like(target, dtype=torch.float64) if mask is None else mask.double()
         known = target.double() if mask is None else torch.where(mask, target, 0.0).double()
-        count = weight.sum()
+        count, summed, squares = weight.sum(), known.sum(), known.square().sum()
+        if ranks.size() > 1:
+            count, summed, squares = ranks.total(torch.stack([count, summed, squares]))
         mean, std = self._units()
         self.updates.add_(count > 0)
         # A batch in which nothing counts has no say; nothing waits for the device to learn so.
         step = (4.0 / (self.updates + 3.0)).clamp(_STEP, 1.0) * (count > 0)
-        for moment, value in ((self.mean, known), (self.square, known.square())):
-            moment.lerp_(value.sum() / count.clamp(min=1.0), step)
+        for moment, value in ((self.mean, summed), (self.square, squares)):
+            moment.lerp_(value / count.clamp(min=1.0), step)
         new_mean, new_std = self._units()
         head.weight.mul_(std / new_std)
         head.bias.copy_((head.bias * std + mean - new_mean) / new_std)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.rl import ranks
+
 
 def masked_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     """Gives the sum over the steps that count; a scalar."""
@@ -22,12 +24,15 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def standardized(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Gives (x - mean) / std, both taken over the steps that count."""
+    """Gives (x - mean) / std, both taken over the steps that count, on all ranks."""
     if mask is None:
         std, mean = torch.std_mean(x, correction=0)
     else:
         mean = masked_mean(x, mask)
         std = masked_mean((x - mean).square(), mask).sqrt()
+    if ranks.size() > 1:
+        _, mean, var = ranks.merged(x.numel() if mask is None else mask.sum(), mean, std.square())
+        std = var.sqrt()
     return (x - mean) / (std + 1e-8)
 
 

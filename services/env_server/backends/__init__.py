@@ -85,7 +85,8 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:
     """Gives `num_envs` environments of `config.id`; raises ConfigError naming env.id or env.kwargs and the remedy.
 
-    A native family that cannot honour `env.kwargs` or draw in `render_mode` leaves the id to Gymnasium.
+    A native family that cannot honour `env.kwargs` or draw in `render_mode` leaves the id to Gymnasium; one that is
+    asked for a mask from info refuses.
     """
     # A simulator's library is loaded only where it is asked for, and its file needs the names above.
     native = next((module for form, module in _FAMILIES if re.fullmatch(form, config.id)), None)
@@ -93,6 +94,9 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
         family = importlib.import_module(f"services.env_server.backends.{native}")
         backend: Backend | None = family.make_backend(config, num_envs, render_mode)
         if backend is not None:
+            from services.env_server.backends.info_mask import refuse
+
+            refuse(config, f"native environments ({native})", "leave it out, or set env.vectorized=false")
             return backend
     from services.env_server.backends import gymnasium
 

@@ -18,6 +18,7 @@ from common.config import EnvConfig
 from common.errors import ConfigError, nearest
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
+from services.env_server.backends.info_mask import InfoMask, hint, refuse
 from services.env_server.backends.spaces import Leaf, Space, action_putter, action_rows, action_spec, observation_leaves
 
 Env = gymnasium.Env[Any, Any]
@@ -38,13 +39,14 @@ _EXTRAS = {
 
 
 def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:
-    """Gives the group's own vector implementation where it has one (and nothing is drawn), else a loop of plain ones.
+    """Gives the group's own vector implementation where it has one, else a loop of plain ones.
 
-    Raises ConfigError naming env.id or env.kwargs and the remedy.
+    It is the loop, too, where something is drawn or `env.info_mask` is set. Raises ConfigError naming the key and the
+    remedy.
     """
     make, vector = _find(config.id)
     extra = {} if render_mode is None else {"render_mode": render_mode}
-    with_vector = vector is not None and config.vectorized and render_mode is None
+    with_vector = vector is not None and config.vectorized and render_mode is None and not config.info_mask
     try:
         if vector is not None and with_vector:
             venv = vector(num_envs, **config.kwargs)
@@ -55,6 +57,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
         if getattr(first, "possible_agents", None):
             from services.env_server.backends import pettingzoo
 
+            refuse(config, "the agents", "put the mask into a Dict observation")
             return pettingzoo.make_backend(config, num_envs, first, lambda: make(**config.kwargs, **extra))
         return LoopBackend(config, [first, *(make(**config.kwargs, **extra) for _ in range(num_envs - 1))])
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -75,16 +78,19 @@ class LoopBackend:
             raise ConfigError(
                 f"env.id={config.id!r} made {type(first).__name__}, not a gymnasium.Env", "return one from the factory"
             )
-        self.spec, self._leaves = describe(config, first.observation_space, first.action_space)
+        self._envs = [InfoMask(env, config.id) for env in envs] if config.info_mask else envs
+        self.spec, self._leaves = describe(config, self._envs[0].observation_space, first.action_space)
         self.num_envs = len(envs)
-        self._envs = envs
+        self._masked = config.info_mask
         self._put_action = action_putter(first.action_space)
         self._action_space = first.action_space
 
     def reset(self, seed: int, observation: Arrays) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs) & 0x7FFFFFFF
         for b, (env, own) in enumerate(zip(self._envs, seeds.tolist(), strict=True)):
-            first, _ = env.reset(seed=own)
+            first, info = env.reset(seed=own)
+            if b == 0 and not self._masked:
+                hint(self.spec.id, info)
             for leaf in self._leaves:
                 # Assignment would broadcast a wrong shape in silence; once checked, an environment is trusted.
                 check_shape(self.spec.id, leaf, leaf.read(first))

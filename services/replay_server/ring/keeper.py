@@ -21,6 +21,7 @@ class RingKeeper:
         self._rings = rings
         self._poll = poll
         self._lost = dict.fromkeys(rings, 0)
+        self._sized: set[str] = set()
 
     def restore(self) -> None:
         """Fills the rings from their checkpoints, saying aloud what they hold."""
@@ -52,9 +53,16 @@ class RingKeeper:
             table.thaw()
             self._context.health.say(f"table {name} has no new checkpoint: {error}")
 
-    def say_losses(self) -> None:
-        """Says aloud which rings have missed more of what was inserted."""
+    def say_news(self) -> None:
+        """Says aloud which rings keep fewer steps than their capacity, and which have missed what was inserted."""
         for name, table in self._rings.items():
+            limit = self._context.config.replay.tables[name].max_bytes
+            if limit and table.capacity and name not in self._sized:
+                self._sized.add(name)
+                self._context.health.say(
+                    f"table {name} keeps {table.capacity} steps: that many fit into {limit} bytes "
+                    f"(replay.tables.{name}.max_bytes)"
+                )
             if table.lost > self._lost[name]:
                 self._lost[name] = table.lost
                 self._context.health.say(f"table {name} has lost {table.lost} steps that came after its checkpoint")

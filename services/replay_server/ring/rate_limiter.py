@@ -53,6 +53,11 @@ class RateLimiter:
         """Whether inserts and draws wait for each other, beyond min_size."""
         return self._p > 0
 
+    @property
+    def ahead(self) -> float:
+        """-y / q: how many items draws have run ahead, within ± error_buffer; behind below 0; 0 without coupling."""
+        return -self._y() / self._q if self.coupled else 0.0
+
     def may_insert(self, n: int) -> bool:
         return not self.coupled or self.inserts < self._min_size or self._y() + self._p * n <= self._f
 

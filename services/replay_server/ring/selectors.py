@@ -1,4 +1,4 @@
-"""Which items a draw takes: uniform, or by priority. Knows positions of a storage, and nothing of what lies there."""
+"""Which items a draw takes: uniform, by priority, the newest. Knows positions of a storage, not what lies there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from common.config import TableConfig
+
 _FAN = 16
+_ONES, _RUNNING = np.ones(_FAN), np.triu(np.ones((_FAN, _FAN)))
 # One running sum over this many is cheaper than another level.
 _TOP = 4096
 # So that no item is lost for ever, however small its error was once.
@@ -26,8 +29,6 @@ class SumTree:
         while len(self._levels[-1]) > _TOP:
             self._levels.append(np.zeros(_blocks(len(self._levels[-1]) // _FAN) * _FAN))
         self.weights, self.nbytes = self._levels[0], sum(level.nbytes for level in self._levels)
-        self._ones = np.ones(_FAN)
-        self._running = np.triu(np.ones((_FAN, _FAN)))
 
     @property
     def total(self) -> float:
@@ -41,7 +42,7 @@ class SumTree:
             if len(index) > 1:
                 # Neighbours share a block: what was inserted together is summed once.
                 index = index[np.append(True, index[1:] != index[:-1])]
-            above[index] = below.reshape(-1, _FAN).take(index, axis=0) @ self._ones
+            above[index] = below.reshape(-1, _FAN).take(index, axis=0) @ _ONES
 
     def draw(self, n: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Gives `n` indices, one from each of n equal strata of the total (> 0), and their weights."""
@@ -61,7 +62,7 @@ class SumTree:
         rows = np.arange(len(share)) * _FAN
         for level in self._levels[-2::-1]:
             weights = level.reshape(-1, _FAN).take(block, axis=0)
-            running = weights @ self._running
+            running = weights @ _RUNNING
             np.minimum(left, running[:, -1] * (1 - 1e-15), out=left)
             child = (running > left[:, None]).argmax(axis=1)
             block = block * _FAN + child
@@ -103,7 +104,11 @@ class Uniform:
             while len(drawn) < n:
                 more = random.integers(filled, size=math.ceil((n - len(drawn)) * filled / self.size) + 8)
                 drawn = np.append(drawn, more[self._ready.take(more)])[:n]
-        return drawn, np.full(n, 1.0 / self.size)
+        return drawn, self.chances(drawn)
+
+    def chances(self, positions: np.ndarray) -> np.ndarray:
+        """Gives the probability that a draw takes each of these items."""
+        return np.full(len(positions), 1.0 / self.size)
 
     def state(self) -> dict[str, Any]:
         return {"ready": self._ready, "size": self.size}
@@ -150,6 +155,11 @@ class Prioritized:
         drawn, weights = self._tree.draw(n, random)
         return drawn, weights / self._tree.total
 
+    def chances(self, positions: np.ndarray) -> np.ndarray:
+        """Gives the probability that a draw takes each of these items."""
+        chances: np.ndarray = self._tree.weights.take(positions) / self._tree.total
+        return chances
+
     def state(self) -> dict[str, Any]:
         return {"weights": self._tree.weights, "largest": self._largest, "size": self.size}
 
@@ -161,3 +171,74 @@ class Prioritized:
         if len(positions):
             self._largest = max(self._largest, float(priorities.max()))
             self._tree.set(positions, np.maximum(priorities, _LEAST) ** self._alpha)
+
+
+class NewestFirst:
+    """A `share` of each draw are the newest items, each once, in the order they came; the rest is `rest`'s to draw."""
+
+    def __init__(self, rest: Uniform | Prioritized, capacity: int, share: float) -> None:
+        self._rest, self._share = rest, share
+        # By place, the number of the item there (0: none), and by number the place. While an item is here, others
+        # complete whose steps came up to a whole ring before or after its own: at most twice the capacity.
+        self._number = np.zeros(capacity, np.int64)
+        self._place = np.zeros(2 * capacity, np.int32)
+        self._last = 0
+        self.nbytes = rest.nbytes + self._number.nbytes + self._place.nbytes
+
+    @property
+    def size(self) -> int:
+        return self._rest.size
+
+    @property
+    def mass(self) -> float:
+        return self._rest.mass
+
+    def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
+        """Makes new items drawable, the last of them the newest."""
+        self._rest.add(positions, priorities)
+        numbers = self._last + 1 + np.arange(len(positions))
+        self._number[positions], self._place[numbers % len(self._place)] = numbers, positions
+        self._last += len(positions)
+
+    def clear(self, positions: np.ndarray) -> None:
+        """Takes away the items at `positions`, if there are any."""
+        self._rest.clear(positions)
+        self._number[positions] = 0
+
+    def draw(self, n: int, filled: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Gives positions [n], the newest first, and the probability of each: what the rest of the draw would take,
+        and one n-th more for each of the newest. A share of n that is no whole number is rounded at random."""
+        newest = self._newest(int(self._share * n + random.random()))
+        drawn = np.append(newest, self._rest.draw(n - len(newest), filled, random)[0])
+        chances = self._rest.chances(drawn) * (1 - len(newest) / n)
+        if len(newest):
+            chances += (self._number.take(drawn) >= self._number[newest[0]]) / n
+        return drawn, chances
+
+    def state(self) -> dict[str, Any]:
+        return {"rest": self._rest.state(), "number": self._number, "place": self._place, "last": self._last}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._rest.restore(state["rest"])
+        self._number[:], self._place[:], self._last = state["number"], state["place"], state["last"]
+
+    def _newest(self, count: int) -> np.ndarray:
+        """Gives the places of the newest `count` items, the oldest of them first; fewer where there are no more."""
+        known, back = min(self._last, len(self._place)), count
+        while True:
+            numbers = self._last - np.arange(min(back, known))[::-1]
+            places = self._place.take(numbers % len(self._place))
+            here: np.ndarray = places[self._number.take(places) == numbers]
+            if len(here) >= count or back >= known:
+                return here[max(0, len(here) - count) :]
+            back *= 2
+
+
+Selector = Uniform | Prioritized | NewestFirst
+
+
+def selector_of(config: TableConfig, capacity: int) -> tuple[Selector, Prioritized | None]:
+    """Gives what a ring's config describes, and what of it takes priorities."""
+    by_priority = Prioritized(capacity, config.alpha) if config.kind == "prioritized" else None
+    rest = by_priority or Uniform(capacity)
+    return (NewestFirst(rest, capacity, config.newest) if config.newest else rest), by_priority

@@ -44,6 +44,11 @@ class _Side:
         self._start = start
         self._free = np.empty(rows, np.int32)
         self._num_free = self.used = 0
+        self.nbytes = self._free.nbytes
+
+    @property
+    def left(self) -> int:
+        return len(self._free) - self.used + self._num_free
 
     def take(self, count: int) -> np.ndarray:
         old = min(count, self._num_free)
@@ -66,18 +71,26 @@ class _Side:
 class Storage:
     """`slots` chunks of `unroll` steps, overwritten in order of arrival; `per_chunk` names what each keeps but once.
 
-    Public arrays are indexed by position (`steps`), by slot (`chunks`, `tail`) and by row (`frames`).
+    Public arrays are indexed by position (`steps`), by slot (`chunks`, `tail`) and by row (`frames`). `side` bounds the
+    rows of the side store; where they run out the oldest chunks go early. Without it there is one for every need.
     """
 
     def __init__(
-        self, slots: int, unroll: int, layout: Layout, per_chunk: tuple[str, ...], allocate: Allocate = np.empty
+        self,
+        slots: int,
+        unroll: int,
+        layout: Layout,
+        per_chunk: tuple[str, ...],
+        side: int | None = None,
+        allocate: Allocate = np.empty,
     ) -> None:
         self.slots, self.unroll, self.capacity = slots, unroll, slots * unroll
         self.stacks = {name: stack for name, (_, _, stack) in select("observation", layout).items()}
         # How many frames a stack reaches back.
         self._depth = max(self.stacks.values()) - 1
         # At worst every step has a last observation and every chunk a newest one. The last row stays blank.
-        rows = 2 * self.capacity + slots + 1
+        self.side = self.capacity + slots if side is None else side
+        rows = self.capacity + self.side + 1
         self._blank = rows - 1
         self.steps = {name: allocate((self.capacity,), np.bool_) for name in ("first", "ended")}
         self.chunks = {"first_after": allocate((slots,), np.bool_)}
@@ -91,13 +104,13 @@ class Storage:
                 self.chunks[name] = allocate((slots, *([unroll] if name == "versions" else shape)), dtype)
         for frames in self.frames.values():
             frames[self._blank] = 0
-        self._side = _Side(self.capacity, self._blank - self.capacity)
+        self._side = _Side(self.capacity, self.side)
         self.final_row = np.full(self.capacity, -1, np.int32)
         # The row of what was seen after a chunk: in the side store, or the next chunk's first.
         self.tail = np.full(slots, -1, np.int32)
         self._before = np.empty(rows if self._depth else 0, np.int32)
         self._before[self._blank :] = self._blank
-        self._move_on(0)
+        self._move_on(0, 0)
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +118,12 @@ class Storage:
         own = (*self.steps.values(), *self.chunks.values(), self.final_row, self.tail)
         per_row = sum(frames[:1].nbytes for frames in self.frames.values()) + 4 * bool(self._depth)
         return sum(array.nbytes for array in own) + (self.capacity + self._side.used) * per_row + 4 * self._side.used
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of all arrays, touched or not."""
+        own = (*self.steps.values(), *self.chunks.values(), *self.frames.values())
+        return sum(array.nbytes for array in (*own, self.final_row, self.tail, self._before)) + self._side.nbytes
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
         """Gives the ids of steps by their positions."""
@@ -126,8 +145,7 @@ class Storage:
         first, envs = arrays["first"], arrays["reward"].shape[1]
         serials = self._next + np.arange(envs)
         slots = serials % self.slots
-        self._move_on(self._next + envs)
-        lost = self._evict(slots[serials >= self.slots])
+        gone = self._make_room(envs, envs + len(arrays.get("final_index", ())))
         linked = np.zeros(envs, np.bool_) if after is None else after >= self.oldest
         previous = np.zeros(0, np.int64) if after is None else after[linked] // self.unroll % self.slots
         self._write_steps(arrays, linked)
@@ -147,7 +165,7 @@ class Storage:
             before[linked, 0] = (previous + 1) * self.unroll - 1
             self._before[positions] = np.where(first[:-1].T, self._blank, before)
             self._before[tails] = np.where(first[-1], self._blank, positions[:, -1])
-        return serials * self.unroll, (positions.ravel(), lost)
+        return serials * self.unroll, gone
 
     def following(self, positions: np.ndarray) -> np.ndarray:
         """Gives the rows of what was seen after steps: the true last observation where there is one."""
@@ -177,10 +195,10 @@ class Storage:
 
     def state(self) -> dict[str, Any]:
         """Gives what `restore` takes: views, to be written before anything else is stored."""
-        return {"next": self._next, "side": self._side.state(), "views": self._views()}
+        return {"next": self._next, "oldest": self._oldest, "side": self._side.state(), "views": self._views()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._move_on(state["next"])
+        self._move_on(state["next"], state["oldest"])
         self._side.restore(state["side"])
         for name, view in self._views().items():
             view[:] = state["views"][name]
@@ -195,11 +213,25 @@ class Storage:
         views |= {name: array[: self.filled // self.unroll] for name, array in by_slot.items()}
         return views | prefixed("side", {name: array[used] for name, array in by_row.items()})
 
-    def _move_on(self, serial: int) -> None:
-        self._next = serial
+    def _move_on(self, serial: int, oldest: int) -> None:
+        self._next, self._oldest = serial, oldest
         # Ids from `oldest` to `newest` - 1 are here, at positions below `filled`.
-        self.oldest, self.newest = max(0, serial - self.slots) * self.unroll, serial * self.unroll
-        self.filled = self.newest - self.oldest
+        self.oldest, self.newest = oldest * self.unroll, serial * self.unroll
+        self.filled = min(self.newest, self.capacity)
+
+    def _make_room(self, envs: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Evicts the oldest chunks until `envs` slots and `rows` of the side store are free; gives the positions of
+        their steps, and of those after them that cannot start an item any more."""
+        gone: list[np.ndarray] = []
+        lost: list[np.ndarray] = []
+        first, last = self._oldest, max(self._oldest, self._next + envs - self.slots)
+        while not gone or self._side.left < rows:
+            gone.append(np.arange(first, last) % self.slots)
+            lost.append(self._evict(gone[-1]))
+            first, last = last, min(last + envs, self._next)
+        self._move_on(self._next + envs, first)
+        positions = np.concatenate(gone)[:, None] * self.unroll + np.arange(self.unroll)
+        return positions.ravel(), np.concatenate(lost)
 
     def _by_slot(self, array: np.ndarray) -> np.ndarray:
         return array[: self.capacity].reshape(self.slots, self.unroll, *array.shape[1:])

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
-from services.replay_server.ring.items import PER_CHUNK, Items, kind_of
+from services.replay_server.ring.budget import Budget, Contents
 from services.replay_server.ring.rate_limiter import RateLimiter
-from services.replay_server.ring.selectors import Prioritized, Uniform
-from services.replay_server.ring.storage import Layout, Storage, layout_of
+from services.replay_server.ring.selectors import selector_of
+from services.replay_server.ring.storage import Layout, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
 _GOALS = {"observation.achieved_goal", "observation.desired_goal"}
@@ -35,23 +35,26 @@ class _Stream:
     memory: Arrays = field(default_factory=dict)
 
 
-class _Contents(NamedTuple):
-    storage: Storage
-    items: Items
-
-
 class RingTable:
     """The newest `config.capacity` steps, in chunks of T = `unroll`, and their items; allocated at the first insert.
 
+    With `config.max_bytes` as many of them as fit, which must be `least`; `capacity` says how many steps that are.
     `largest_insert` (steps) and `largest_sample` (items) bound one request where `samples_per_insert` couples both
     sides. `inserts` counts valid steps ever stored, `samples` items ever drawn, `stale` keys of priorities that came
     too late, `lost` steps that a restored table has missed.
     """
 
     def __init__(
-        self, name: str, config: TableConfig, unroll: int, largest_insert: int, largest_sample: int, seed: int
+        self,
+        name: str,
+        config: TableConfig,
+        unroll: int,
+        largest_insert: int,
+        largest_sample: int,
+        seed: int,
+        least: int = 1,
     ) -> None:
-        self._name, self._config, self._unroll = name, config, unroll
+        self._name, self._config, self._unroll, self._least = name, config, unroll, least
         self._limiter = RateLimiter(
             name,
             config.min_size,
@@ -61,10 +64,9 @@ class RingTable:
             largest_sample=largest_sample,
         )
         self._random = np.random.default_rng(seed)
-        self._slots = max(1, config.capacity // unroll)
-        steps = self._slots * unroll
-        self._selector = Prioritized(steps, config.alpha) if config.kind == "prioritized" else Uniform(steps)
-        self._contents: _Contents | None = None
+        self._selector, self._priorities = selector_of(config, 0)
+        self._budget: Budget | None = None
+        self._contents: Contents | None = None
         self._layout: Layout = {}
         self._layout_of = ""
         self._streams: dict[str, _Stream] = {}
@@ -76,6 +78,11 @@ class RingTable:
         self._polled = 0.0
         self.blocked_seconds = {"insert": 0.0, "sample": 0.0}
         self.discarded = self.stale = self.lost = 0
+
+    @property
+    def capacity(self) -> int:
+        """Steps that are kept, in whole chunks; 0 before the first unroll says what a step is."""
+        return self._contents.storage.capacity if self._contents else 0
 
     @property
     def size(self) -> int:
@@ -103,6 +110,11 @@ class RingTable:
     @property
     def inserts(self) -> int:
         return self._limiter.inserts
+
+    @property
+    def ahead(self) -> float:
+        """How many items draws have run ahead of inserts, as the limiter counts."""
+        return self._limiter.ahead
 
     @property
     def samples(self) -> int:
@@ -189,17 +201,13 @@ class RingTable:
         stack = max((stack for _, _, stack in layout.values()), default=1)
         if stack > steps + 1:
             raise ConfigError(f"rollout.unroll={steps} is too short for stacks of {stack}", f"set it to {stack - 1}")
-        if columns > self._slots:
-            raise ConfigError(
-                f"replay.tables.{self._name}.capacity={self._config.capacity} cannot hold an unroll of {steps} steps "
-                f"of {columns} environments",
-                f"set it to at least {steps * columns}",
-            )
         if self._config.her.k and not layout.keys() >= _GOALS:
             raise ProtocolError(f"{unroll.slot} sends no goals to table {self._name!r}", "set its her.k to 0")
-        if self._contents is None:
+        budget = self._budget or Budget(self._config, layout, steps)
+        budget.check(self._name, columns, self._least)
+        if self._budget is None:
             self._layout, self._layout_of = layout, unroll.slot
-            self._allocate()
+            self._allocate(budget)
         for name in sorted(layout.keys() | self._layout.keys()):
             if layout.get(name) != self._layout.get(name):
                 raise ProtocolError(
@@ -236,26 +244,25 @@ class RingTable:
         self._random.bit_generator.state = state["random"]
         self._limiter.inserts, self._limiter.samples, self.stale, self.lost = state["counts"]
         self._streams = {slot: _Stream(*stream) for slot, stream in state["streams"].items()}
-        self._selector.restore(state["selector"])
         if self._layout:
-            storage, items = self._allocate()
+            storage, items = self._allocate(Budget(self._config, self._layout, self._unroll))
+            self._selector.restore(state["selector"])
             storage.restore(state["storage"])
             for name, table in items.tables.items():
                 table[:] = state["items"][name]
         return True
 
-    def _allocate(self) -> _Contents:
-        kind = kind_of(self._config)
-        storage = Storage(self._slots, self._unroll, self._layout, PER_CHUNK.get(kind, ()))
-        self._contents = _Contents(storage, kind(storage, self._config))
+    def _allocate(self, budget: Budget) -> Contents:
+        self._budget, self._contents = budget, budget.contents()
+        self._selector, self._priorities = selector_of(self._config, self._contents.storage.capacity)
         return self._contents
 
     def _apply(self, arrays: Arrays) -> None:
         keys, updated = arrays["keys"], 0
-        if self._contents is not None and isinstance(self._selector, Prioritized):
+        if self._contents is not None and self._priorities is not None:
             storage = self._contents.storage
             here = (keys >= storage.oldest) & (keys < storage.newest)
-            updated = self._selector.update(keys[here] % storage.capacity, arrays["priorities"][here])
+            updated = self._priorities.update(keys[here] % storage.capacity, arrays["priorities"][here])
         self.stale += len(keys) - updated
 
     def _store_next(self) -> Stored | None:
@@ -308,7 +315,7 @@ def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
 def make_ring(name: str, config: Config) -> RingTable:
     """Gives the ring that `replay.tables.<name>` describes; raises ConfigError if its items could never be made."""
     table = config.replay.tables[name]
-    _check(f"replay.tables.{name}", table, config)
+    least = _least(f"replay.tables.{name}", table, config)
     return RingTable(
         name,
         table,
@@ -316,10 +323,12 @@ def make_ring(name: str, config: Config) -> RingTable:
         largest_insert=config.rollout.unroll * config.env.envs,
         largest_sample=config.learner.batch,
         seed=config.run.seed,
+        least=max(least, config.learner.batch),
     )
 
 
-def _check(key: str, table: TableConfig, config: Config) -> None:
+def _least(key: str, table: TableConfig, config: Config) -> int:
+    """Gives the steps that a ring must keep for its items to be made; raises ConfigError if they never could be."""
     unroll = config.rollout.unroll
     if table.n_step > 1 and table.discount is None:
         raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
@@ -335,3 +344,5 @@ def _check(key: str, table: TableConfig, config: Config) -> None:
             f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
             f"set it to at least {needed}",
         )
+    # With max_bytes an eighth of the steps have side rows: the newest observations of all streams take half at most.
+    return max(needed, 16 * envs // config.replay.servers)

@@ -1,0 +1,107 @@
+"""Whether memory stays flat: trains CartPole for 100 million steps and watches every process of the job.
+
+    python -m benchmarks.memory [--steps 100000000] [--write]
+
+A process counts as flat when its resident memory over the last tenth of the job is within 2 % of that over the second:
+the first tenth fills buffers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+
+from benchmarks.page import write_sections
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+CONFIG = "configs/bench/cartpole-v1_ppo.yaml"
+EVERY_S = 0.5
+MB = 1e6
+FLAT = 0.02
+
+
+def watch(steps: int) -> tuple[dict[str, list[tuple[int, float]]], int, float]:
+    """Trains to `steps`; gives (steps so far, resident MB) of each process, and the steps and seconds of the job."""
+    with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as folder:
+        progress = Path(folder) / "run" / "progress.csv"
+        command = [sys.executable, "-m", "services.control.cli", "train", CONFIG, "stop.episode_return=null"]
+        command += [f"stop.steps={steps}", f"run.dir={folder}", "run.name=run"]
+        began = time.monotonic()
+        job = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        while job.poll() is None:
+            done = _steps(progress)
+            for name, used in _resident(job.pid).items():
+                found[name].append((done, used / MB))
+            try:
+                job.wait(EVERY_S)
+            except subprocess.TimeoutExpired:
+                continue
+        if job.returncode:
+            raise SystemExit(f"the job ended with exit code {job.returncode}")
+        return found, _steps(progress), time.monotonic() - began
+
+
+def _steps(progress: Path) -> int:
+    if not progress.exists():
+        return 0
+    with progress.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return int(float(rows[-1]["steps"])) if rows else 0
+
+
+def _resident(pid: int) -> dict[str, int]:
+    used = {}
+    try:
+        job = psutil.Process(pid)
+        for process in (job, *job.children(recursive=True)):
+            words = process.cmdline()
+            name = next((word.removeprefix("services.") for word in words if word.startswith("services.")), None)
+            if name is not None:
+                used["headrace train" if name == "control.cli" else name] = process.memory_info().rss
+    except psutil.NoSuchProcess:  # the job is just ending
+        pass
+    return used
+
+
+def _over(samples: list[tuple[int, float]], start: float, end: float) -> float:
+    """Gives the largest of the samples taken between two numbers of steps."""
+    return max(used for done, used in samples if start <= done <= end)
+
+
+def report(steps: int) -> str:
+    found, done, seconds = watch(steps)
+    lines = [
+        f"| CartPole-v1, {done / 1e6:.0f} M steps trained in {seconds:.0f} s | MB, second tenth | MB, last tenth | "
+        "growth | flat |",
+        "|---|---|---|---|---|",
+    ]
+    for name, samples in sorted(found.items()):
+        before, after = _over(samples, 0.1 * done, 0.2 * done), _over(samples, 0.9 * done, done)
+        flat = "yes" if after <= before * (1 + FLAT) else "**no**"
+        lines.append(f"| {name} | {before:,.1f} | {after:,.1f} | {after / before - 1:+.1%} | {flat} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100_000_000)
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    text = report(arguments.steps)
+    print(text)
+    if arguments.write:
+        write_sections(PAGE, {"memory": text})
+
+
+if __name__ == "__main__":
+    main()
