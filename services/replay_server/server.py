@@ -213,9 +213,9 @@ class ReplayServer:
             m.discarded.labels(name): table.discarded,
         }
         totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
-        if ring := self._rings.get(name):
-            totals[m.stale.labels(name)] = ring.stale
-            m.ahead.labels(name).set(ring.ahead)
+        ring = self._rings.get(name)  # a fifo table has zeros: a panel without data looks broken
+        totals[m.stale.labels(name)] = ring.stale if ring else 0
+        m.ahead.labels(name).set(ring.ahead if ring else 0)
         for counter, total in totals.items():
             counter.inc(total - self._counted.get(counter, 0))
             self._counted[counter] = total
