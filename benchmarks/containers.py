@@ -1,7 +1,7 @@
 """What containers and encryption cost: one job as local processes over ipc, in containers over tcp, and over CURVE.
 
-And what a second env-server adds to a running job, and what is left when it goes. Needs a Docker engine and the images
-(`docker compose build`); `make bench-deploy` brings both.
+And what a second env-server adds to a running job, and what is left when it goes. Needs a Docker engine, which
+deploy/bootstrap brings, and the images (`docker compose build`).
 
     deploy/bootstrap python -m benchmarks.containers [--seconds 15] [--repeat 3]
 """

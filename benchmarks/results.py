@@ -1,7 +1,7 @@
 """What the algorithms reach: trains, evaluates and plots jobs over several seeds, and writes docs/results.md's table.
 
-A run that has been evaluated is not made again, so an interrupted script goes on where it was. The figures of all that
-was ever measured are in docs/results.json; the table is made from them.
+A run that has been evaluated is not made again, so an interrupted script goes on where it was. Of each, figures and
+curve are kept in docs/results; table and pictures are made from these.
 
     python -m benchmarks.results [--seeds 3] [--only NAME ...] [--runs runs/results]
 """
@@ -9,7 +9,9 @@ was ever measured are in docs/results.json; the table is made from them.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-PAGE, FIGURES = Path("docs/results.md"), Path("docs/results.json")
-BEGIN, END = "<!-- table: written by benchmarks/results.py -->", "<!-- end of table -->"
+from benchmarks.page import write_sections
+
+PAGE, KEPT = Path("docs/results.md"), Path("docs/results")
 HEADER = (
     "| environment | algorithm | command | steps | frames | wall time (s) | evaluation, each seed | reference "
     "| reached |\n|---|---|---|---|---|---|---|---|---|"
 )
 ZOO = "RL Baselines3 Zoo"
+SEEDS = 3
+CURVE, POINTS = ("steps", "seconds", "episode_return"), 200
 
 
 class Trained(Protocol):
@@ -112,9 +117,26 @@ def measure(job: Trained, seed: int, runs: Path) -> dict[str, Any]:
         headrace("evaluate", str(run), "--episodes", "100")
         result = json.loads((run / "result.json").read_text())
         evaluation = json.loads((run / "evaluation.json").read_text())
-        kept = {"steps": result["steps"], "frames": result["frames"], "wall_s": wall}
-        figures.write_text(json.dumps(kept | {"mean": evaluation["mean"], "std": evaluation["std"]}))
+        found = {"steps": result["steps"], "frames": result["frames"], "wall_s": wall}
+        figures.write_text(json.dumps(found | {"mean": evaluation["mean"], "std": evaluation["std"]}))
     return dict(json.loads(figures.read_text()))
+
+
+def keep(run: Path) -> None:
+    """Copies a run's figures, and some points of its curve, to where the pages are."""
+    folder = KEPT / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "figures.json", folder)
+    with (run / "progress.csv").open(newline="") as lines:
+        rows = [[row[name] for name in CURVE] for row in csv.DictReader(lines)]
+    thinned = rows[:: max(1, len(rows) // POINTS)]
+    with (folder / "progress.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([CURVE, *thinned, *rows[-1:]])
+
+
+def kept(job: Job) -> list[Path]:
+    """Gives the folders of a job's seeds, in their order."""
+    return sorted(path.parent for path in KEPT.glob(f"{job.name}-[0-9]*/figures.json"))
 
 
 def row(job: Job, measured: list[dict[str, Any]]) -> str:
@@ -126,36 +148,40 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
     evaluations = ", ".join(f"{m['mean']:.1f} ± {m['std']:.1f}" for m in measured)
     mean = statistics.fmean(m["mean"] for m in measured)
     std = statistics.fmean(m["std"] for m in measured)
+    seeds = "" if len(measured) >= SEEDS else f", {len(measured)} of {SEEDS} seeds"
     reached = "above" if mean >= job.reference else "within one std" if mean + std >= job.reference else "**short**"
     cells = (job.environment, job.algorithm, f"`{job.command('N')}`", each("steps"), each("frames"), each("wall_s"))
-    return "| " + " | ".join((*cells, evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}")) + " |"
-
-
-def write_table(lines: list[str]) -> None:
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join((HEADER, *lines)) + f"\n{END}{after}")
+    judged = (evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}{seeds}")
+    return f"| {' | '.join((*cells, *judged))} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs, not all")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     arguments = parser.parse_args()
-    seeds = range(1, arguments.seeds + 1)
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for job in JOBS:
         if arguments.only is None or job.name in arguments.only:
-            known[job.name] = [measure(job, seed, arguments.runs) for seed in seeds]
-            print(row(job, known[job.name]), flush=True)
-    FIGURES.write_text(json.dumps(known, indent=1) + "\n")
-    write_table([row(job, known[job.name]) for job in JOBS if job.name in known])
-    for plot in dict.fromkeys(job.plot for job in JOBS):
-        runs = [arguments.runs / f"{job.name}-{seed}" for job in JOBS if job.plot == plot for seed in seeds]
-        if curves := [str(run) for run in runs if (run / "figures.json").exists()]:
-            headrace("plot", *curves, "--out", f"docs/results-{plot}.png")
+            for seed in range(1, arguments.seeds + 1):
+                if not (KEPT / f"{job.name}-{seed}" / "figures.json").exists():
+                    measure(job, seed, arguments.runs)
+                    keep(arguments.runs / f"{job.name}-{seed}")
+            print(_row_of(job), flush=True)
+    done = [job for job in JOBS if kept(job)]
+    pictures = []
+    for plot in dict.fromkeys(job.plot for job in done):
+        shown = [job for job in done if job.plot == plot]
+        headrace("plot", *(str(folder) for job in shown for folder in kept(job)), "--out", f"docs/results-{plot}.png")
+        where = " and ".join(dict.fromkeys(job.environment for job in shown))
+        said = f"{'; '.join(dict.fromkeys(job.algorithm for job in shown))}, on {where}"
+        pictures.append(f"{said}:\n\n![{said}](results-{plot}.png)")
+    table = "\n".join([HEADER, *map(_row_of, done)])
+    write_sections(PAGE, {"table": table, "curves": "\n\n".join(pictures)})
+
+
+def _row_of(job: Job) -> str:
+    return row(job, [json.loads((folder / "figures.json").read_text()) for folder in kept(job)])
 
 
 if __name__ == "__main__":
