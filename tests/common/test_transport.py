@@ -284,8 +284,10 @@ async def test_a_reply_of_an_earlier_life_is_dropped(bench: Bench, ipc: str) -> 
         assert hello == Hello(PROTOCOL, "env", "env-0", 7)
         router.send_multipart([identity, *encode(Welcome(PROTOCOL, 22), Envelope(0, 22, 7, 0))])
         request = asyncio.create_task(client.request(ask()))
-        _, _, envelope = await receive()
-        assert envelope == Envelope(1, 7, 22, 1)
+        # The client says Hello until it is answered, so another may be on its way already.
+        while (received := await receive())[1] == hello:
+            pass
+        assert received[1:] == (ask(), Envelope(1, 7, 22, 1))
         router.send_multipart([identity, *encode(NotModified(11), Envelope(1, 11, 7, 0))])
         router.send_multipart([identity, *encode(NotModified(22), Envelope(1, 22, 7, 0))])
         assert await request == NotModified(22)
