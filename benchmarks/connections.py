@@ -63,6 +63,11 @@ class Measured:
     replay_s: float
     client_s: float
 
+    @property
+    def cores(self) -> tuple[float, float, float]:
+        """Processor seconds per second: of the inference-server, the replay-server and all simulated env-servers."""
+        return self.acts_s * self.inference_s, self.inserts_s * self.replay_s, self.acts_s * self.client_s
+
 
 class Tally:
     """Requests answered so far."""
@@ -215,15 +220,18 @@ def report(found: dict[int, list[Measured]]) -> str:
     """Gives a Markdown table."""
     best = max(statistics.median(m.acts_s for m in runs) for runs in found.values())
     lines = [
-        "| connections | Acts/s, median (min to max) | steps/s | Inserts/s | of the best |",
-        "|---|---|---|---|---|",
+        "| connections | Acts/s, median (min to max) | steps/s | Inserts/s | of the best "
+        "| cores busy: inference | replay | env-servers | together |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for count, runs in found.items():
         acts = [m.acts_s for m in runs]
         middle = statistics.median(acts)
         inserts = statistics.median(m.inserts_s for m in runs)
         spread = f"{middle:,.0f} ({min(acts):,.0f} to {max(acts):,.0f})"
-        lines.append(f"| {count} | {spread} | {middle * ENVS:,.0f} | {inserts:,.0f} | {middle / best:.0%} |")
+        busy = [statistics.median(kind) for kind in zip(*(m.cores for m in runs), strict=True)]
+        said = " | ".join(f"{cores:.2f}" for cores in (*busy, sum(busy)))
+        lines.append(f"| {count} | {spread} | {middle * ENVS:,.0f} | {inserts:,.0f} | {middle / best:.0%} | {said} |")
     return "\n".join(lines) + f"\n\nOn {os.cpu_count()} cores, the simulated env-servers' own process included."
 
 
