@@ -11,7 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.page import write_sections
+from benchmarks.page import spread, write_sections
 from common.config import Config
 from services.control.bench import pipeline
 from services.control.bench.jobs import collect_job
@@ -46,8 +46,7 @@ def report(seconds: float, repeat: int) -> str:
     lines = ["| CartPole-v1 without | steps/s, median | of the whole, median (min to max) |", "|---|---|---|"]
     for name, values in rates.items():
         shares = [value / all_of_it for value, all_of_it in zip(values, whole, strict=True)]
-        share = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-        lines.append(f"| {name} | {statistics.median(values):,.0f} | {share} |")
+        lines.append(f"| {name} | {statistics.median(values):,.0f} | {spread(shares)} |")
     return "\n".join(lines)
 
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.page import spread
+
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ("env-server", "inference-server", "replay-server", "learner-server")
 PROJECT = "headrace-bench"
@@ -129,10 +131,6 @@ def containers(overrides: Sequence[str], seconds: float, curve: bool = False) ->
         return _rate(lambda: _learner(environ), seconds)
 
 
-def _shown(ratios: Sequence[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
 def transport(seconds: float, repeat: int) -> str:
     """Gives a table of local processes, containers and containers with CURVE, in turn, as ratios."""
     rows = ["| job | local, ipc: steps/s | containers, tcp / local | with CURVE / without |", "|---|---|---|---|"]
@@ -144,7 +142,7 @@ def transport(seconds: float, repeat: int) -> str:
         ]
         ratios = [[tcp / ipc for ipc, tcp, _ in runs], [curve / tcp for _, tcp, curve in runs]]
         first = statistics.median(run[0] for run in runs)
-        rows.append(f"| {name} | {first:,.0f} | {' | '.join(map(_shown, ratios))} |")
+        rows.append(f"| {name} | {first:,.0f} | {' | '.join(map(spread, ratios))} |")
     return "\n".join(rows)
 
 
@@ -167,7 +165,7 @@ def elasticity(seconds: float, repeat: int) -> str:
     for name, task in kinds.items():
         runs = [_one_two_one([*ENDLESS, *ASYNCHRONOUS, *task], seconds) for _ in range(repeat)]
         first = statistics.median(run[0] for run in runs)
-        rows.append(f"| {name} | {first:,.0f} | {' | '.join(_shown([r[i] / r[0] for r in runs]) for i in (1, 2))} |")
+        rows.append(f"| {name} | {first:,.0f} | {' | '.join(spread([r[i] / r[0] for r in runs]) for i in (1, 2))} |")
     return "\n".join(rows)
 
 

@@ -1,9 +1,18 @@
-"""Writes measured tables into pages, between `<!-- name -->` and `<!-- end -->`. Knows no benchmark."""
+"""Writes measured tables into pages, between `<!-- name -->` and `<!-- end -->`, and ratios into tables.
+
+Knows no benchmark.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Gives the median, and in brackets the least and the greatest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def fill(page: str, name: str, text: str) -> str:

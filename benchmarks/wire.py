@@ -25,6 +25,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.page import spread
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
 from common.messages import PROTOCOL, Act, Actions, Hello, Welcome
@@ -153,8 +154,7 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def _ratio(pairs: list[tuple[tuple[float, float], tuple[float, float]]], which: int) -> str:
-    ratios = [ours[which] / bare[which] for bare, ours in pairs]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return spread([ours[which] / bare[which] for bare, ours in pairs])
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ class Learner:
 
     async def _end(self, trainer: Trainer, outcome: str | None) -> None:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
-        self.replicas.compare(trainer)
+        await asyncio.get_running_loop().run_in_executor(self._pool, self.replicas.compare, trainer)
         self._record.save(trainer)
         goal = f"the learner has reached its goal: {outcome}"
         if outcome is not None:

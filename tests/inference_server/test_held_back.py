@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from jobs import short_dir, until
+from acting import served
+from jobs import until
 
-from common.config import validate
 from common.messages import Act, Weights
-from common.service import connect, make_context
 from common.types import ActionSpec, ArraySpec, EnvSpec, make_version
 from services.inference_server.held_back import HeldBack
-from services.inference_server.server import InferenceServer
-from services.learner_server.trainer import Trainer
-from services.learner_server.weights import WeightsServer
 
 SPEC = EnvSpec("Walk-v0", (ArraySpec("obs", "<f4", (4,)),), ActionSpec("discrete", "<i8", (), (2,)))
 ACT = {"observation.obs": np.zeros((2, 4), np.float32), "first": np.zeros(2, bool), "reward": np.zeros(2, np.float32)}
@@ -64,31 +59,14 @@ def test_what_is_kept_is_bounded() -> None:
 
 @pytest.mark.parametrize(("behind", "expected"), [(0, [0, 1, 2, 3, 4, 12]), (3, [0, 0, 0, 0, 1, 4])])
 async def test_a_real_server_answers_with_versions_that_are_as_old_as_asked(behind: int, expected: list[int]) -> None:
-    with short_dir() as directory, ExitStack() as stack:
-        net = {"act": [f"ipc://{directory}/act"], "weights": f"ipc://{directory}/weights"}
-        tree = {"net": net, "network": {"hidden": [8]}, "learner": {"batch": 1}}
-        replay = {"max_policy_lag": 20, "tables": {"experience": {"kind": "fifo", "capacity": 4}}}
-        config = validate({**tree, "replay": replay, "inference": {"hold_back": behind}})
-        learner = WeightsServer(make_context(config, "learner"))
-        stack.callback(learner.server.close)
-        inference = InferenceServer(make_context(config, "inference"), config.net.act[0])
-        stack.callback(inference.close)
-        to_learner = connect(make_context(config, "inference"), config.net.weights, "learner", max_in_flight=1)
-        stack.callback(to_learner.close)
-        context = make_context(config, "env")
-        hello = context.hello(SPEC.to_wire())
-        env = connect(context, config.net.act[0], "inference", max_in_flight=1, hello=hello)
-        stack.callback(env.close)
-        tasks = [asyncio.create_task(work) for work in (inference.follow(to_learner), inference.infer_forever())]
-        sent = Trainer(config, SPEC, 1).weights(0, 0.0)
+    tree = {"network": {"hidden": [8]}, "learner": {"batch": 1}, "inference": {"hold_back": behind}}
+    replay = {"max_policy_lag": 20, "tables": {"experience": {"kind": "fifo", "capacity": 4}}}
+    async with served({**tree, "replay": replay}, SPEC) as peers:
         versions = []
         for step, updates in enumerate((0, 1, 2, 3, 4, 12)):
-            learner.publish(replace(sent, version=make_version(1, updates)))
+            peers.learner.publish(replace(peers.first, version=make_version(1, updates)))
             # It asks for the next version once it has taken this one.
-            await until(lambda: learner._parked, "a question for newer weights")
-            reply = await asyncio.wait_for(env.request(Act(0, 2, step, 0, ACT)), 10)
+            await until(lambda: peers.learner._parked, "a question for newer weights")
+            reply = await asyncio.wait_for(peers.env.request(Act(0, 2, step, 0, ACT)), 10)
             versions.append(reply.version)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
     assert versions == [make_version(1, updates) for updates in expected]

@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
-from jobs import short_dir
+from acting import served
 
 from common.config import validate
 from common.messages import Act
-from common.service import connect, make_context
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 from services.inference_server.runner import Runner
-from services.inference_server.server import InferenceServer
 from services.learner_server.trainer import Trainer
-from services.learner_server.weights import WeightsServer
 
 SPEC = EnvSpec("Look-v0", (ArraySpec("image", "|u1", (10, 10, 4)),), ActionSpec("discrete", "<i8", (), (3,)))
 NETWORK = {"name": "minatar_cnn"}
@@ -41,27 +37,11 @@ async def test_a_real_server_measures_at_its_first_pass_unless_a_job_must_repeat
     lag: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "headrace.inference")
-    with short_dir() as directory, ExitStack() as stack:
-        net = {"act": [f"ipc://{directory}/act"], "weights": f"ipc://{directory}/weights"}
-        lagging = {"replay": LAGGING, "learner": {"batch": 1}} if lag else {}
-        config = validate({"net": net, "network": NETWORK, **lagging})
-        learner = WeightsServer(make_context(config, "learner"))
-        stack.callback(learner.server.close)
-        inference = InferenceServer(make_context(config, "inference"), config.net.act[0])
-        stack.callback(inference.close)
-        to_learner = connect(make_context(config, "inference"), config.net.weights, "learner", max_in_flight=1)
-        stack.callback(to_learner.close)
-        context = make_context(config, "env")
-        hello = context.hello(SPEC.to_wire())
-        env = connect(context, config.net.act[0], "inference", max_in_flight=1, hello=hello)
-        stack.callback(env.close)
-        tasks = [asyncio.create_task(work) for work in (inference.follow(to_learner), inference.infer_forever())]
-        learner.publish(Trainer(config, SPEC, 1).weights(0, 0.0))
+    lagging = {"replay": LAGGING, "learner": {"batch": 1}} if lag else {}
+    async with served({"network": NETWORK, **lagging}, SPEC) as peers:
+        peers.learner.publish(peers.first)
         for step, rows in enumerate((6, 3)):
-            await asyncio.wait_for(env.request(Act(0, rows, step, 0, seen(rows))), 60)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait_for(peers.env.request(Act(0, rows, step, 0, seen(rows))), 60)
     assert [bool(MEASURED.match(message)) for message in measured(caplog)] == ([True] if lag else [])
 
 

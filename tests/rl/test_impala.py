@@ -12,7 +12,7 @@ from common.rl.algorithms.base import OptimizerConfig
 from common.rl.algorithms.impala import IMPALA, LASER
 from common.rl.batch import Batch, to_batch
 from common.rl.ops.vtrace import Thresholds, vtrace
-from common.rl.policy import Policy
+from common.rl.policy import Outputs, Policy
 from common.types import Arrays, EnvSpec
 
 CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ def off_policy(arrays: Arrays) -> Arrays:
     return changed
 
 
-def of(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses of one batch by IMPALA's definition, written out; entropy left out."""
+def seen(policy: Policy, batch: Batch) -> tuple[Outputs, torch.Tensor, torch.Tensor]:
+    """What the policy makes of a batch, and V before each row and after each step."""
     outputs = policy.unroll(batch)
     value = outputs.values.detach()
     final = policy.values_of_final(outputs, batch)
@@ -48,6 +48,12 @@ def of(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     assert batch.final_index is not None
     assert final is not None
     after.view(-1)[batch.final_index] = final.detach()
+    return outputs, value, after
+
+
+def of(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of one batch by IMPALA's definition, written out; entropy left out."""
+    outputs, value, after = seen(policy, batch)
     log_prob = outputs.distribution.log_prob(batch.action)
     step = (batch.reward, value[:-1], after, batch.terminated, batch.truncated, batch.valid)
     traced = vtrace((log_prob - batch.extras["log_prob"]).detach(), *step, 0.9, 1.0, Thresholds())
@@ -76,13 +82,7 @@ def test_rewards_are_clipped_before_anything_is_learned_from_them(arrays: Arrays
 
 def of_a3c(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The losses of one batch without V-trace: returns to the end of the episode or unroll, as if π had acted."""
-    outputs = policy.unroll(batch)
-    value = outputs.values.detach()
-    final = policy.values_of_final(outputs, batch)
-    after = value[1:].clone()
-    assert batch.final_index is not None
-    assert final is not None
-    after.view(-1)[batch.final_index] = final.detach()
+    outputs, value, after = seen(policy, batch)
     returns = torch.zeros_like(batch.reward)
     following = after[-1]
     for t in reversed(range(len(batch.reward))):
