@@ -65,7 +65,8 @@ class EnvMetrics:
         self.unrolls = Counter(p + "unrolls", "Unrolls inserted", registry=registry)
         self.episode_return = BatchHistogram(p + "episode_return", "Episode returns", RETURNS, registry)
         self.episode_length = BatchHistogram(p + "episode_length_steps", "Lengths", LENGTHS, registry)
-        self.tallies = Counter(p + "tallies", "What the simulator counts over episodes", ["name"], registry=registry)
+        # No counter: what a simulator sums up may be negative, as scores are.
+        self.tallies = Gauge(p + "tallies", "The simulator's sums over episodes", ["name", "slot"], registry=registry)
         self.act_seconds = Histogram(p + "act_seconds", "Round trip of an Act", buckets=SECONDS, registry=registry)
         self.step_seconds = Histogram(p + "step_seconds", "One group step", buckets=SECONDS, registry=registry)
 

@@ -6,6 +6,7 @@ A thin shell around `Rollout` and a backend. Imports no torch and holds no weigh
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -43,7 +44,6 @@ class Group:
         self._config = config
         self._metrics = metrics
         self._watchdog = watchdog
-        self._tallies: dict[str, int] = {}
         # Among all groups of the job: it gives the environments their numbers, and the group its replay-server.
         self.number = context.index * config.env.groups + index
         self._first_env = self.number * config.env.envs
@@ -115,8 +115,7 @@ class Group:
         self._metrics.episode_return.observe(arrays["episode_returns"])
         self._metrics.episode_length.observe(arrays["episode_lengths"])
         for name, total in self.backend.tallies.items():
-            self._metrics.tallies.labels(name).inc(total - self._tallies.get(name, 0))
-            self._tallies[name] = total
+            self._metrics.tallies.labels(name, self.slot).set(total)
         self.unrolls, self.steps, self.frames = number, steps, frames
         return inserted.min_version
 
@@ -152,6 +151,8 @@ async def run(context: Context) -> None:
                 "stream %s life %d: %d steps and %d frames in %d unrolls inserted",
                 *(group.slot, group.life, group.steps, group.frames, group.unrolls),
             )
+            if group.backend.tallies:
+                log.info("stream %s counted %s", group.slot, json.dumps(dict(group.backend.tallies)))
         inference.close()
         for shard in shards:
             shard.close()
