@@ -20,7 +20,7 @@ from benchmarks.page import write_sections
 from services.control.bench.collect import bench_collect
 from services.control.bench.jobs import collect_job, train_job
 from services.control.bench.peers import HOME, PEERS, installed
-from services.control.bench.profile import profile_collect
+from services.control.bench.profile import profile_collect, profile_train
 from services.control.bench.report import Report, machine
 from services.control.bench.train import bench_train, peer_row
 
@@ -40,7 +40,7 @@ def collect(env_id: str, seconds: float, repeat: int) -> str:
     jobs = collect_job(env_id)
     report = bench_collect(jobs, seconds, repeat, say)
     peers = [peer for peer in installed(HOME) if env_id in peer.steps]
-    rows = [row for peer in peers if (row := peer_row(peer, env_id, seconds, repeat, HOME, say)) is not None]
+    rows = [peer_row(peer, env_id, seconds, repeat, HOME, say) for peer in peers]
     report = Report(report.title, report.ours, (*report.rows, *rows), report.unit, report.notes)
     _keep(report, f"collect-{env_id}")
     return f"{report.markdown()}\n\n{profile_collect(jobs[1], seconds)}"
@@ -50,6 +50,10 @@ def train(env_id: str, seconds: float, repeat: int) -> str:
     report = bench_train(train_job(env_id), seconds, repeat, HOME, say)
     _keep(report, f"train-{env_id}")
     return report.markdown()
+
+
+def profile(env_id: str, seconds: float) -> str:
+    return profile_train(train_job(env_id)[1], seconds)
 
 
 def _keep(report: Report, name: str) -> None:
@@ -77,6 +81,7 @@ def sections(seconds: float, repeat: int) -> dict[str, Callable[[], str]]:
     found: dict[str, Callable[[], str]] = {"machine": _about}
     found |= {f"collect {env_id}": partial(collect, env_id, seconds, repeat) for env_id in COLLECTED}
     found |= {f"train {env_id}": partial(train, env_id, seconds, repeat) for env_id in TRAINED}
+    found |= {f"profile {env_id}": partial(profile, env_id, 2 * seconds) for env_id in TRAINED}
     found["solve"] = lambda: solve.report(repeat, solve.peer_python())
     found["connections"] = lambda: connections.report(connections.measure(seconds, repeat))
     found["wire"] = lambda: _wire(repeat)

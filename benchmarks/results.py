@@ -3,7 +3,7 @@
 A run that has been evaluated is not made again, so an interrupted script goes on where it was. Of each, figures and
 curve are kept in docs/results; table and pictures are made from these.
 
-    python -m benchmarks.results [--seeds 3] [--only NAME ...] [--runs runs/results]
+    python -m benchmarks.results [--only NAME ...] [--runs runs/results]
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Trained(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A config, the published mean that it is held against, and the picture that shows its curves."""
+    """A config, the mean that it is held against and whose it is, and the picture that shows its curves.
+
+    Where `config` names another file than configs/<name>.yaml, `settings` are what is changed of it.
+    """
 
     name: str
     environment: str
@@ -51,13 +54,26 @@ class Job:
     reference: float
     source: str
     plot: str
+    config: str = ""
+    settings: str = ""
+    seeds: int = SEEDS
 
     def command(self, seed: int | str) -> str:
-        return f"headrace train configs/{self.name}.yaml run.seed={seed}"
+        given = f"configs/{self.config or self.name}.yaml {self.settings}".strip()
+        return f"headrace train {given} run.seed={seed}"
+
+
+def one_for_all(environment: str, random: float) -> Job:
+    """Gives the job of the one set of settings on an environment, held against a random policy."""
+    name = f"one_for_all_{environment.partition('-')[0].rpartition('/')[2].lower()}"
+    settings = f"env.id={environment}"
+    return Job(name, environment, "one_for_all", random, "random", "one-for-all", "one_for_all", settings, seeds=1)
 
 
 HIDDEN = "CartPole-v1 without velocities"
+FAST = "PPO, one epoch"
 BREAKOUT = "MinAtar/Breakout-v1"
+REACHING, WITHOUT_HINDSIGHT = "Reacher-v5, sparse goals", "replay.tables.experience.her.k=0"
 JOBS = (
     Job("cartpole_ppo", "CartPole-v1", "PPO", 500, ZOO, "cartpole"),
     Job("cartpole_a2c", "CartPole-v1", "A2C", 500, ZOO, "cartpole"),
@@ -96,8 +112,18 @@ JOBS = (
     Job("halfcheetah_td3", "HalfCheetah-v5", "TD3", 9656, ZOO, "mujoco"),
     Job("hopper_ppo", "Hopper-v5", "PPO", 2410, ZOO, "mujoco"),
     Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "mujoco"),
-    Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong"),
-    Job("crafter_ppo", "Crafter", "PPO", 5.3, "random: 2.1", "crafter"),
+    Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong", seeds=1),
+    Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "fast-mujoco", "bench/halfcheetah-v5_ppo", seeds=1),
+    Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", "stop.frames=8000000", seeds=1),
+    Job("crafter_ppo", "Crafter", "PPO", 5.3, "random: 2.1", "crafter", seeds=1),
+    Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
+    Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
+    one_for_all("CartPole-v1", 22),
+    one_for_all("Pendulum-v1", -1250),
+    one_for_all("LunarLander-v3", -180),
+    one_for_all("LunarLanderContinuous-v3", -220),
+    one_for_all("HalfCheetah-v5", -280),
+    one_for_all(BREAKOUT, 0.4),
 )
 
 
@@ -148,7 +174,7 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
     evaluations = ", ".join(f"{m['mean']:.1f} ± {m['std']:.1f}" for m in measured)
     mean = statistics.fmean(m["mean"] for m in measured)
     std = statistics.fmean(m["std"] for m in measured)
-    seeds = "" if len(measured) >= SEEDS else f", {len(measured)} of {SEEDS} seeds"
+    seeds = "" if len(measured) >= job.seeds else f", {len(measured)} of {job.seeds} seeds"
     reached = "above" if mean >= job.reference else "within one std" if mean + std >= job.reference else "**short**"
     cells = (job.environment, job.algorithm, f"`{job.command('N')}`", each("steps"), each("frames"), each("wall_s"))
     judged = (evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}{seeds}")
@@ -157,13 +183,12 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs, not all")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     arguments = parser.parse_args()
     for job in JOBS:
         if arguments.only is None or job.name in arguments.only:
-            for seed in range(1, arguments.seeds + 1):
+            for seed in range(1, job.seeds + 1):
                 if not (KEPT / f"{job.name}-{seed}" / "figures.json").exists():
                     measure(job, seed, arguments.runs)
                     keep(arguments.runs / f"{job.name}-{seed}")

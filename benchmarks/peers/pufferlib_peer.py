@@ -36,7 +36,9 @@ def measure(seconds: float, setting: str) -> float:
     while time.perf_counter() - began < seconds:
         trainer.evaluate()
         trainer.train()
-    return (trainer.global_step - before) / (time.perf_counter() - began)
+    rate = (trainer.global_step - before) / (time.perf_counter() - began)
+    trainer.utilization.stop()  # its thread would outlive the job, and hold the process
+    return rate
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ class Inputs(nn.Module):
         # Compiled code is made for one format: another would be compiled anew.
         self.either_format = config.channels_last is None and bool(built_in) and not config.compile
         self.channels_last = config.channels_last
+        self._bf16 = config.bf16
         if config.compile and not self.images:
             log.warning("network.compile=true: there is nothing to compile, an MLP is one piece of code already")
         normalizes = config.normalize_observations and self.width > 0
@@ -161,11 +162,13 @@ class Inputs(nn.Module):
 
     def _image(self, x: Tensor, name: str) -> Tensor:
         x = x.permute(0, 3, 1, 2) if name in self._permuted else x
-        scaled = x.dtype == torch.uint8
+        scaled, dtype = x.dtype == torch.uint8, torch.float32
         if name in self._convolved:
+            # Bytes are exact in bfloat16, and their quotient is what the convolution would round it to.
+            dtype = torch.bfloat16 if self._bf16 and scaled else dtype
             last = self._last(x, self._convolved[name]) if self.channels_last is None else self.channels_last
-            x = x.to(torch.float32, memory_format=torch.channels_last if last else torch.contiguous_format)
-        return x.float().div_(255.0) if scaled else x.float()
+            x = x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+        return x.to(dtype).div_(255.0) if scaled else x.float()
 
     def forward(self, observation: Mapping[str, Tensor]) -> list[Tensor]:
         """Gives the images in order, then the flat parts: what is joined, then what has an MLP of its own."""

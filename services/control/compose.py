@@ -45,7 +45,17 @@ class Plan:
 
 
 def make_run_dir(config: Config) -> Path:
-    """Makes the run's directory with `config.yaml` in it; refuses a name that is taken."""
+    """Makes the run's directory with `config.yaml` in it; refuses a name that is taken, or a place it cannot write."""
+    try:
+        run_dir = _new_dir(config)
+        write_config(config, run_dir)
+    except OSError as error:
+        where = f"run.dir={config.run.dir!r} cannot take the run: {error.filename}: {error.strerror}"
+        raise ConfigError(where, "set run.dir to a directory that you may write in") from None
+    return run_dir
+
+
+def _new_dir(config: Config) -> Path:
     base = Path(config.run.dir)
     if config.run.name:
         run_dir = base / config.run.name
@@ -55,10 +65,8 @@ def make_run_dir(config: Config) -> Path:
                 f"resume it with `headrace train --resume {run_dir}` or choose another run.name",
             )
         run_dir.mkdir(parents=True, exist_ok=True)
-    else:
-        run_dir = _free_dir(base, f"{_word(config.algorithm)}-{_tail(config.env.id)}-{time.strftime('%m%d-%H%M%S')}")
-    write_config(config, run_dir)
-    return run_dir
+        return run_dir
+    return _free_dir(base, f"{_word(config.algorithm)}-{_tail(config.env.id)}-{time.strftime('%m%d-%H%M%S')}")
 
 
 def write_config(config: Config, run_dir: Path) -> None:

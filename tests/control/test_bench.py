@@ -21,7 +21,7 @@ from services.control.bench.collect import interleave
 from services.control.bench.jobs import FOLDER, collect_job, train_job
 from services.control.bench.numpy_cartpole import NumpyCartPole
 from services.control.bench.pipeline import Measured, collecting, open_pipeline
-from services.control.bench.profile import shares
+from services.control.bench.profile import shares, table
 from services.control.bench.report import Report, Row, show_ratio
 from services.control.bench.subjects import rate, step_and_infer, step_infer_learn
 from services.control.bench.train import measured
@@ -87,6 +87,15 @@ def test_trained_steps_are_counted_after_the_warm_up(tmp_path: Path) -> None:
         measured(progress, 2.5)
 
 
+def test_trained_steps_are_not_counted_while_the_queues_fill(tmp_path: Path) -> None:
+    # 100 steps are trained a second; 300 are collected until 500 wait, and then as many as are trained.
+    progress = tmp_path / "progress.csv"
+    rows = [(t, min(300 * t, 500 + 100 * t), 100 * t) for t in range(1, 9)]
+    progress.write_text("seconds,steps,trained_steps\n" + "".join(f"{t},{s},{n}\n" for t, s, n in rows))
+    found = measured(progress, 1.0)
+    assert (found.trained_s, found.collected_s) == (100.0, 100.0)
+
+
 def test_the_numpy_cartpole_moves_as_gymnasiums() -> None:
     poles = NumpyCartPole(3, (16, 16))
     env = gymnasium.make("CartPole-v1").unwrapped
@@ -110,13 +119,27 @@ def test_the_numpy_cartpole_starts_anew_where_an_episode_ends() -> None:
     assert poles._ages.tolist() == [0, 21]
 
 
-def test_samples_are_counted_by_the_innermost_function_of_ours() -> None:
+def test_samples_of_threads_that_do_not_wait_are_counted_by_the_innermost_function_of_ours() -> None:
     raw = (
         "main (services/env_server/server.py:1);step (common/codec.py:7);dot (numpy/core.py:3) 5\n"
-        "main (services/env_server/server.py:1);select (selectors.py:2) 4\n"
+        "_worker (concurrent/futures/thread.py:83);step (common/codec.py:9) 2\n"
+        "main (services/env_server/server.py:1);Runner.run (asyncio/runners.py:118) 4\n"
         "serve_forever (socketserver.py:1);poll (selectors.py:2) 9\n"
     )
-    assert shares(raw) == Counter({"step (common/codec.py)": 5, "(waits, or the loop itself)": 4})
+    assert shares(raw) == {"step (common/codec.py)": 7, "(the event loop itself)": 4}
+
+
+def test_a_profile_is_shown_in_cores_largest_first() -> None:
+    counted = Counter({"a": 10, "b": 100, "c": 30, "d": 20, "e": 15, "f": 12, "g": 0})
+    assert table({"env-0": counted, "replay-0": Counter({"h": 1, "i": 0})}, samples=400).splitlines()[2:] == [
+        "| env-0 | 0.47 | all of it |",
+        "| | 0.25 | `b` |",
+        "| | 0.07 | `c` |",
+        "| | 0.05 | `d` |",
+        "| | 0.04 | `e` |",
+        "| | 0.03 | `f` |",
+        "| replay-0 | 0.00 | all of it |",
+    ]
 
 
 def test_a_collect_run_holds_nothing_back() -> None:
@@ -213,6 +236,10 @@ def test_a_peer_is_what_its_environment_and_script_say(tmp_path: Path, monkeypat
     assert peers.run(peers.PEERS[0], tmp_path, "CartPole-v1") == {"CartPole-v1": 12.0}
     script.write_text("raise SystemExit('it broke')")
     with pytest.raises(HeadraceError, match="sb3 CartPole-v1 failed"):
+        peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
+    script.write_text("import threading; threading.Event().wait()")
+    monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
+    with pytest.raises(HeadraceError, match="sb3 CartPole-v1 did not end within"):
         peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
 
 

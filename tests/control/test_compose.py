@@ -72,6 +72,14 @@ def test_runs_without_a_name_never_share_a_directory(tmp_path: Path) -> None:
     assert all(run.name.startswith("ppo-Pong-v5-") for run in runs)
 
 
+@pytest.mark.parametrize("name", [(), ("run.name=mine",)])
+def test_a_place_that_cannot_take_a_run_is_named(tmp_path: Path, name: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    config = load(None, [f"run.dir={tmp_path}/file", *name], {})
+    with pytest.raises(ConfigError, match=r"run\.dir='.*/file' cannot take the run: .*Not a directory"):
+        make_run_dir(config)
+
+
 def test_overlay_names_what_differs_and_nothing_else() -> None:
     config = load(None, ["learner.lr=0.5", "algorithm.clip=0.1"], {})
     overlay = overlay_of(config, Config())

@@ -313,6 +313,16 @@ def test_bfloat16_is_near_and_features_come_out_in_float32(record: Record) -> No
     torch.testing.assert_close(near.values, exact.values, atol=0.02, rtol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(4, 36, 36), (36, 36, 4)])
+def test_bytes_become_bfloat16_as_if_by_way_of_float32(shape: tuple[int, ...]) -> None:
+    env = EnvSpec("a", (ArraySpec("pixels", "|u1", shape),), DISCRETE)
+    full, low = (build_policy({"name": "nature_cnn", "bf16": on}, env, 0) for on in (False, True))
+    every = torch.arange(2 * 36 * 36 * 4).remainder(256).to(torch.uint8).reshape(2, *shape)
+    (exact,), (near,) = full.inputs({"pixels": every}), low.inputs({"pixels": every})
+    assert near.dtype == torch.bfloat16
+    assert torch.equal(near, exact.bfloat16())
+
+
 @pytest.mark.parametrize("shape", [(2, 36, 36), (36, 36, 2)])
 def test_the_memory_format_of_images_changes_nothing_but_speed(shape: tuple[int, ...], record: Record) -> None:
     env = EnvSpec("a", (ArraySpec("pixels", "|u1", shape),), DISCRETE)

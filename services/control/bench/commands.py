@@ -31,6 +31,8 @@ Home = Annotated[
     Path, typer.Option("--peers", help="where the peers' virtual environments are", envvar="HEADRACE_PEERS")
 ]
 
+Profile = Annotated[bool, typer.Option("--profile", help="also say where the time goes (needs py-spy)")]
+
 
 @app.command()
 def collect(
@@ -39,7 +41,7 @@ def collect(
     tuned: Tuned = None,
     seconds: Seconds = 5.0,
     repeat: Repeat = 5,
-    profile: Annotated[bool, typer.Option("--profile", help="also say where the time goes (needs py-spy)")] = False,
+    profile: Profile = False,
     json: Json = None,
 ) -> None:
     """Collecting: env-, inference- and replay-servers as processes with the policy in the loop, and no learner.
@@ -73,6 +75,7 @@ def train(
     tuned: Tuned = None,
     seconds: Seconds = 10.0,
     repeat: Repeat = 5,
+    profile: Profile = False,
     json: Json = None,
     home: Home = Path("~/.cache/headrace/peers"),
 ) -> None:
@@ -93,6 +96,10 @@ def train(
     if tuned is not None:
         best = load(tuned, settings or [])
     _show(bench_train((default, best), seconds, repeat, home, _say), json)
+    if profile:
+        from services.control.bench.profile import profile_train
+
+        typer.echo(profile_train(best, seconds))
 
 
 @app.command()

@@ -39,7 +39,7 @@ KNOWN = {
     "ALE/Pong-v5": Known((*_CNN, "network.bf16=true"), ("env.servers={cores}", "env.envs=64", "rollout.unroll=16"), 32),
     "CrafterReward-v1": Known(_CNN, ("env.servers={cores}", "env.envs=16", "rollout.unroll=16"), 16),
 }
-_OTHER = ("env.servers={cores}", "env.envs=32", "rollout.unroll=32")
+_OTHER = ("env.servers={cores}", "env.envs=256", "rollout.unroll=32")
 
 
 def collect_job(env_id: str, overrides: tuple[str, ...] = ()) -> tuple[Config, Config, Config]:

@@ -17,7 +17,7 @@ from common.errors import HeadraceError
 
 SCRIPTS = CONFIGS.parent / "benchmarks" / "peers"
 HOME = Path("~/.cache/headrace/peers")
-TIMEOUT_S = 1800.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,17 @@ def installed(home: Path) -> list[Peer]:
 def run(peer: Peer, home: Path, *arguments: str) -> dict[str, float]:
     """Gives the rate of each of a peer's settings, from the line of JSON that its script prints last."""
     with tempfile.TemporaryDirectory() as folder:  # some leave files where they run
-        done = subprocess.run(
-            [python_of(peer, home), SCRIPTS / f"{peer.name}_peer.py", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )
+        try:
+            done = subprocess.run(
+                [python_of(peer, home), SCRIPTS / f"{peer.name}_peer.py", *arguments],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            )
+        except subprocess.TimeoutExpired:
+            raise HeadraceError(f"{peer.name} {' '.join(arguments)} did not end within {TIMEOUT_S:g} s") from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise HeadraceError(f"{peer.name} {' '.join(arguments)} failed", done.stderr[-600:])

@@ -1,32 +1,40 @@
-"""Where the time goes: py-spy on a collect run's processes, by the innermost function of ours or a simulator's."""
+"""Where the time goes: py-spy on a collect run's processes, by the innermost function of ours or a simulator's.
+
+Of all threads, while they run; a function's share is the part of one core that it keeps busy.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from common.config import Config
-from common.errors import ConfigError
+from common.config import CONFIGS, Config
+from common.errors import ConfigError, HeadraceError
 from services.control.bench.pipeline import open_pipeline
+from services.control.bench.train import command
 
 RATE_HZ = 200
 _OURS = re.compile(r"^(.*) \(((?:common|services|gymnasium|mujoco|ale_py|minatar|crafter|asyncio)/[^:]*):\d+\)$")
-_IDLE = ("selectors.py", "threading.py")
-_OTHER_THREADS = ("serve_forever", "_worker", "GarbageCollectorThread")
+TOP = 5
+START_DEADLINE_S = 120.0
+_LEAST = 0.005  # of a core: less is not shown
+# Where a thread waits; py-spy does not always see that it does.
+_WAITING = ("selectors.py", "threading.py", "queue.py", "concurrent/futures/thread.py", "zmq/utils/garbage.py")
 
 Shares = dict[str, Counter[str]]
 
 
 def profile_collect(config: Config, seconds: float) -> str:
-    """Runs `config` once more under py-spy; gives a Markdown table of each process's largest shares."""
-    if not _spy().exists():
-        raise ConfigError(f"--profile needs {_spy()}", "pip install py-spy")
+    """Runs `config` once more under py-spy; gives a Markdown table of what keeps each process busy."""
 
     async def run() -> Shares:
         recordings: list[Future[Shares]] = []
@@ -40,13 +48,49 @@ def profile_collect(config: Config, seconds: float) -> str:
                 await pipeline.run(config, seconds, warm_s=seconds / 5, warm=record)
                 return await asyncio.wrap_future(recordings[0])
 
-    return table(asyncio.run(run()))
+    return table(asyncio.run(run()), RATE_HZ * max(1, int(0.8 * seconds)))
+
+
+def profile_train(config: Config, seconds: float) -> str:
+    """Trains `config` once more under py-spy, from its first updates on; gives the same table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with subprocess.Popen(
+            command(config, 600 + seconds, folder),
+            cwd=CONFIGS.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as job:
+            try:
+                found = recorded(_pids(job, folder / "run"), seconds)
+            finally:
+                job.terminate()
+    return table(found, RATE_HZ * max(1, int(seconds)))
+
+
+def _pids(job: subprocess.Popen[bytes], run: Path) -> dict[str, int]:
+    """Waits until the job learns; gives the process id of each of its services."""
+    ends = time.monotonic() + START_DEADLINE_S
+    while not (run / "progress.csv").exists() or len((run / "progress.csv").read_text().splitlines()) < 2:
+        if job.poll() is not None or time.monotonic() > ends:
+            raise HeadraceError("the job did not come to its first update", "try it with `headrace train`")
+        time.sleep(0.1)
+    pids = {}
+    for log in sorted((run / "logs").glob("*.log")):
+        url = re.findall(r"metrics on (http://\S+)/metrics", log.read_text())[-1]
+        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+            health = json.loads(answer.read())
+        pids[str(health["name"])] = int(health["pid"])
+    return pids
 
 
 def recorded(pids: dict[str, int], seconds: float) -> Shares:
-    """Gives, for each named process, its samples by function; threads beside the loop are left out."""
+    """Gives, for each named process, how many samples of `RATE_HZ` a second found it in which function."""
+    if not _spy().exists():
+        raise ConfigError(f"--profile needs {_spy()}", "pip install py-spy")
     with tempfile.TemporaryDirectory() as folder:
-        options = ["-d", str(max(1, int(seconds))), "-r", str(RATE_HZ), "--idle", "-f", "raw"]
+        options = ["-d", str(max(1, int(seconds))), "-r", str(RATE_HZ), "-f", "raw"]
         recorders = [
             subprocess.Popen(
                 [_spy(), "record", *options, "-o", f"{folder}/{name}", "-p", str(pid)],
@@ -66,27 +110,28 @@ def shares(raw: str) -> Counter[str]:
     for line in raw.splitlines():
         stack, _, samples = line.rpartition(" ")
         frames = stack.split(";")
-        if not any(thread in frame for frame in frames for thread in _OTHER_THREADS):
+        if not any(waiting in frames[-1] for waiting in _WAITING):
             found[_function(frames)] += int(samples)
     return found
 
 
 def _function(frames: list[str]) -> str:
-    # uvloop waits in native code, below the runner's own frame.
-    if "Runner.run" in frames[-1] or any(idle in frames[-1] for idle in _IDLE):
-        return "(waits, or the loop itself)"
+    # uvloop is native code, below the runner's own frame.
+    if "Runner.run" in frames[-1]:
+        return "(the event loop itself)"
     for frame in reversed(frames):
         if found := _OURS.match(frame):
             return f"{found.group(1)} ({found.group(2)})"
     return frames[-1]
 
 
-def table(profiles: Shares, top: int = 8) -> str:
-    """Writes a Markdown table of each process's largest shares."""
-    lines = ["| process | share | where |", "|---|---|---|"]
+def table(profiles: Shares, samples: int) -> str:
+    """Writes a Markdown table: each process, and its `TOP` functions, in cores; `samples` are those of a busy core."""
+    lines = ["| process | cores busy | where |", "|---|---|---|"]
     for name, counted in profiles.items():
-        whole = sum(counted.values()) or 1
-        lines += [f"| {name} | {samples / whole:.0%} | `{where}` |" for where, samples in counted.most_common(top)]
+        lines.append(f"| {name} | {counted.total() / samples:.2f} | all of it |")
+        top = [(where, count / samples) for where, count in counted.most_common(TOP)]
+        lines += [f"| | {cores:.2f} | `{where}` |" for where, cores in top if cores >= _LEAST]
     return "\n".join(lines)
 
 

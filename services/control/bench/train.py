@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from services.control.bench.subjects import rate, step_infer_learn
 LIMIT = "limit, no messages"
 WARM_SHARE = 0.2
 LOG_S = 0.05
+COLUMNS = ("seconds", "trained_steps", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +35,9 @@ class Trained:
 
 def train_rate(config: Config, seconds: float) -> Trained:
     """Runs `headrace train` for `seconds` and their warm-up; start-up is not counted."""
-    stop = {"seconds": seconds * (1 + WARM_SHARE), "steps": 0, "frames": 0, "episode_return": None}
-    job = config.model_copy(
-        update={
-            "stop": config.stop.model_copy(update=stop),
-            "learner": config.learner.model_copy(update={"log_s": LOG_S}),
-        }
-    )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "job.yaml"
-        path.write_text(job.to_yaml())
-        command = [sys.executable, "-m", "services.control.cli", "train", str(path)]
         done = subprocess.run(
-            [*command, f"run.dir={folder}", "run.name=run"],
+            command(config, seconds * (1 + WARM_SHARE), Path(folder)),
             cwd=CONFIGS.parent,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -55,17 +48,38 @@ def train_rate(config: Config, seconds: float) -> Trained:
         return measured(Path(folder) / "run" / "progress.csv", seconds * WARM_SHARE)
 
 
+def command(config: Config, seconds: float, folder: Path) -> list[str]:
+    """Gives the command that trains `config` for `seconds`, whatever its own goal, as the run `run` in `folder`."""
+    stop = {"seconds": seconds, "steps": 0, "frames": 0, "episode_return": None}
+    job = config.model_copy(
+        update={
+            "stop": config.stop.model_copy(update=stop),
+            "learner": config.learner.model_copy(update={"log_s": LOG_S}),
+        }
+    )
+    path = folder / "job.yaml"
+    path.write_text(job.to_yaml())
+    trained = ["train", str(path), f"run.dir={folder}", "run.name=run"]
+    return [sys.executable, "-m", "services.control.cli", *trained]
+
+
 def measured(progress: Path, warm_s: float) -> Trained:
-    """Gives the rates between the first row of `progress.csv` after `warm_s` seconds and its last."""
-    rows: list[dict[str, str]] = []
+    """Gives the rates between the first row of `progress.csv` that is warm and its last.
+
+    That is the first after `warm_s` seconds by which as much lies in the queues as in most rows: while they fill, a job
+    collects more than it trains on.
+    """
+    rows: list[dict[str, float]] = []
     if progress.exists():
         with progress.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) >= warm_s]
-    if len(rows) < 2 or float(rows[-1]["seconds"]) <= float(rows[0]["seconds"]):
+            read = [{key: float(row[key]) for key in COLUMNS} for row in csv.DictReader(file)]
+        queued = [row["steps"] - row["trained_steps"] for row in read if row["seconds"] >= warm_s]
+        usual = statistics.median(queued) if queued else 0.0
+        full = itertools.dropwhile(lambda row: row["steps"] - row["trained_steps"] < usual, read)
+        rows = [row for row in full if row["seconds"] >= warm_s]
+    if len(rows) < 2 or rows[-1]["seconds"] <= rows[0]["seconds"]:
         raise HeadraceError("too few updates to measure", "measure for more --seconds")
-    first, last = rows[0], rows[-1]
-    passed = float(last["seconds"]) - float(first["seconds"])
-    trained, collected = (float(last[key]) - float(first[key]) for key in ("trained_steps", "steps"))
+    passed, trained, collected = (rows[-1][key] - rows[0][key] for key in COLUMNS)
     return Trained(trained / passed, collected / passed)
 
 
@@ -82,18 +96,18 @@ def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: 
     settings = {DEFAULT: settings_of(default), TUNED: settings_of(tuned), LIMIT: settings_of(tuned)}
     found = interleave(subjects, repeat, say)
     rows = [Row(name, rates, settings.get(name, {})) for name, rates in found.items()]
-    rows += [row for peer in peers.installed(home) if (row := peer_row(peer, tuned.env.id, seconds, repeat, home, say))]
-    notes = (describe("tuned", tuned), "A peer's settings were chosen for speed and not checked to learn.")
-    return Report(f"{tuned.env.id}, training", TUNED, tuple(rows), notes=notes)
+    notes = [describe("tuned", tuned), "A peer's settings were chosen for speed and not checked to learn."]
+    for peer in peers.installed(home):
+        if tuned.env.id in peer.trains:
+            try:
+                rows.append(peer_row(peer, tuned.env.id, seconds, repeat, home, say))
+            except HeadraceError as error:
+                notes.append(f"{peer.title} is missing: {error}")  # what else was measured is kept
+    return Report(f"{tuned.env.id}, training", TUNED, tuple(rows), notes=tuple(notes))
 
 
-def peer_row(peer: peers.Peer, env_id: str, seconds: float, repeat: int, home: Path, say: Say) -> Row | None:
-    """Gives a peer's rates at the best of its settings, None where it has none for the environment.
-
-    Every setting is measured once, the best of them `repeat` times in all.
-    """
-    if env_id not in (*peer.trains, *peer.steps):
-        return None
+def peer_row(peer: peers.Peer, env_id: str, seconds: float, repeat: int, home: Path, say: Say) -> Row:
+    """Gives a peer's rates at the best of its settings: each is measured once, the best `repeat` times in all."""
     say(f"{peer.title}: each setting")
     each = peers.run(peer, home, env_id, str(seconds))
     best = max(each, key=lambda setting: each[setting])
