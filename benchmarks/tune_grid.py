@@ -1,20 +1,22 @@
 """Whether `headrace tune` comes near the best of an exhaustive grid in a tenth of its time, on three environments.
 
-The grid is every point of the space that the tuner searches, thinned to --points by a fixed random choice where it is
-larger (the time of the whole grid is then scaled up), and measured like the tuner measures. Best against best is
-decided by measuring the grid's best few and the tuner's choice again, in turn.
+The grid is every point that the tuner may search whose unrolls fit into --mib, thinned to --points by a fixed random
+choice where it is larger (the time of the whole grid is then scaled up), and measured like the tuner measures. Best
+against best is decided by measuring the grid's best few and the tuner's choice again, in turn.
 
-    python -m benchmarks.tune_grid [--env CartPole-v1 ...] [--seconds 1] [--points 200] [--write]
+    python -m benchmarks.tune_grid [--env CartPole-v1 ...] [--seconds 1] [--points 200] [--mib 256] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import time
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.page import write_sections
@@ -25,6 +27,7 @@ from services.control.bench.pipeline import open_pipeline
 from services.control.tune.search import Point, Search, Space
 from services.control.tune.tuner import Tuning, at, point_of, space_of, tune
 from services.control.tune.view import LineView, show
+from services.env_server.backends import make_backend
 
 PAGE = CONFIGS.parent / "docs" / "benchmarks.md"
 ENVS = ("CartPole-v1", "HalfCheetah-v5", "CrafterReward-v1")
@@ -55,11 +58,23 @@ async def again(config: Config, points: list[Point], seconds: float) -> dict[Poi
     return {point: statistics.median(values) for point, values in rates.items()}
 
 
-def check(env_id: str, seconds: float, most: int) -> str:
+def fitting(config: Config, space: Space, mib: float) -> list[Point]:
+    """Gives the points of the grid for whose observations, of one unroll of each group, `mib` MiB are enough."""
+    backend = make_backend(config.env, 1)
+    row = sum(math.prod(seen.shape) * np.dtype(seen.dtype).itemsize for seen in backend.spec.observations)
+    backend.close()
+
+    def size(point: Point) -> int:
+        return point.servers * point.groups * point.envs * point.unroll * row
+
+    return [point for point in space.grid() if size(point) <= mib * (1 << 20)]
+
+
+def check(env_id: str, seconds: float, most: int, mib: float) -> str:
     """Tunes from a cold start, measures the grid, and gives a row of the table."""
     config = collect_job(env_id)[0]
     space: Space = space_of(config)
-    every = space.grid()
+    every = fitting(config, space, mib)
     chosen = random.Random(0).sample(every, min(most, len(every)))
     began = time.monotonic()
     rates = asyncio.run(grid(config, chosen, seconds))
@@ -83,9 +98,10 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", default=list(ENVS))
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--mib", type=float, default=256.0)
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     arguments = parser.parse_args()
-    rows = [check(env_id, arguments.seconds, arguments.points) for env_id in arguments.env]
+    rows = [check(env_id, arguments.seconds, arguments.points, arguments.mib) for env_id in arguments.env]
     heads = (
         "| env | grid, points | its time | its best, steps/s | tuned in | settings | tuned, steps/s | of best | met |"
     )

@@ -195,6 +195,7 @@ class ReplayServer:
         for name, table in self._tables.items():
             for answer in table.finish():
                 self._answer(name, answer)
+        self._ledger.repeat_all()  # the learner reads no more of the batches on their way to it
         ticket.reply(Finished(self._ledger.report()))
         self.server.finish(finish.reason)
         self.finished.set()

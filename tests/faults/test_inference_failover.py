@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 async def test_env_servers_move_to_a_live_inference_server_and_return(tmp_path: Path, fault: signal.Signals) -> None:
-    config = write_config(tmp_path / "config.yaml", {**BASE, "net": {"deadline_s": 1.0}})
+    config = write_config(tmp_path / "config.yaml", {**BASE, "net": {"deadline_s": 3.0}})
     with Job(config, tmp_path / "run") as job:
         await until(lambda: job.updates() > 5, "the first updates")
         first = job.pids()["inference"]
