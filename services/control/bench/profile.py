@@ -1,6 +1,6 @@
 """Where the time goes: py-spy on a collect run's processes, by the innermost function of ours or a simulator's.
 
-Of all threads, while they run; a function's share is the part of one core that it keeps busy.
+Of all threads, while they run or could; a function's share is the part of one core that it keeps busy.
 """
 
 from __future__ import annotations
