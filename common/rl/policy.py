@@ -28,7 +28,6 @@ from common.types import ArraySpec, EnvSpec, PolicySpec
 
 # Among the rows of a batch, beside the observations, whose names are their environment's.
 _LAST = "<last step>"
-_MAX_PASSES, _PASS_ROWS = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +41,6 @@ class Outputs:
 
 def _flat(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.flatten(0, 1) for name, x in rows.items()}
-
-
-def _passes(first: Tensor) -> int:
-    """Gives in how many passes the trunks take a batch: without a gradient, what lies between layers fits a cache."""
-    whole = torch.is_grad_enabled() or first.device.type != "cpu"
-    return 1 if whole else max(1, min(_MAX_PASSES, first.numel() // _PASS_ROWS))
-
-
-def _split(rows: Mapping[str, Tensor], passes: int) -> list[dict[str, Tensor]]:
-    parts = zip(*(x.tensor_split(passes) for x in rows.values()), strict=True)
-    return [dict(zip(rows, part, strict=True)) for part in parts]
 
 
 class Policy(Actor):
@@ -157,24 +145,22 @@ class Policy(Actor):
 
     def evaluate(self, rows: Mapping[str, Tensor]) -> tuple[Distribution, Tensor]:
         """Gives π and V [N] of independent `rows` [N, ...]; only for a policy without a recurrent core."""
-        features, seen = self._trunks(rows)
-        return self._distribution(features, rows), self._values(seen)
-
-    def _trunks(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Gives what the actor's trunk makes of rows [N, ...] and what the critic's does: one tensor if it is one."""
         inputs, last = self.inputs(rows), rows.get(_LAST)
         features = self._features(self.actor, inputs, last)
-        return features, features if self.critic is None else self._features(self.critic, inputs, last)
+        seen = features if self.critic is None else self._features(self.critic, inputs, last)
+        return self._distribution(features, rows), self._values(seen)
 
     def unroll(self, batch: Batch) -> Outputs:
         """Runs over the T + 1 rows of a batch from the state before row 0, which is dropped where an episode begins."""
         shape = batch.first.shape
-        parts = [self._trunks(rows) for rows in _split(_flat(self.rows(batch)), _passes(batch.first))]
-        features, seen = (torch.cat(part).reshape(*shape, -1) for part in zip(*parts, strict=True))
+        rows = _flat(self.rows(batch))
+        inputs, last = self.inputs(rows), rows.get(_LAST)
+        features = self._features(self.actor, inputs, last).reshape(*shape, -1)
         hidden = None
         if self.core is not None:
             hidden = self.core.unroll(features, batch.first, tuple(batch.state[name] for name in self.core.names))
-            features = seen = hidden[0]
+            features = hidden[0]
+        seen = features if self.critic is None else self._features(self.critic, inputs, last).reshape(*shape, -1)
         acted = {name: x[:-1] for name, x in batch.observation.items()}
         return Outputs(self._distribution(features[:-1], acted), self._values(seen), hidden)
 
