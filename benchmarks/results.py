@@ -114,7 +114,7 @@ JOBS = (
     Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "mujoco"),
     Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong", seeds=1),
     Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "fast-mujoco", "bench/halfcheetah-v5_ppo", seeds=1),
-    Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", "stop.frames=8000000", seeds=1),
+    Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", seeds=1),
     Job("crafter_ppo", "Crafter", "PPO", 5.3, "random: 2.1", "crafter", seeds=1),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
     Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
