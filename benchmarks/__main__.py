@@ -43,13 +43,13 @@ def collect(env_id: str, seconds: float, repeat: int) -> str:
     peers = [peer for peer in installed(HOME) if env_id in peer.steps]
     rows = [peer_row(peer, env_id, seconds, repeat, HOME, say) for peer in peers]
     report = Report(report.title, report.ours, (*report.rows, *rows), report.unit, report.notes)
-    _keep(report, f"collect-{env_id}")
+    report.write(_kept("collect", env_id))
     return f"{report.markdown()}\n\n{profile_collect(jobs[1], seconds)}"
 
 
 def train(env_id: str, seconds: float, repeat: int) -> str:
     report = bench_train(train_job(env_id), seconds, repeat, HOME, say)
-    _keep(report, f"train-{env_id}")
+    report.write(_kept("train", env_id))
     return report.markdown()
 
 
@@ -57,9 +57,9 @@ def profile(env_id: str, seconds: float) -> str:
     return profile_train(train_job(env_id)[1], seconds)
 
 
-def _keep(report: Report, name: str) -> None:
+def _kept(kind: str, env_id: str) -> Path:
     RUNS.mkdir(parents=True, exist_ok=True)
-    report.write(RUNS / f"{name.replace('/', '-')}.json")
+    return RUNS / f"{kind}-{env_id.replace('/', '-')}.json"
 
 
 def _about() -> str:
@@ -107,8 +107,8 @@ def main() -> None:
             text = measure()
             print(text, flush=True)
             write_sections(PAGE, {name: text})
-    for kind, what in (("collect", "Collecting"), ("train", "Training")):
-        if plots.draw_folder(RUNS, kind, PLOTS / f"{kind}.png"):
+    for kind, what, measured in (("collect", "Collecting", COLLECTED), ("train", "Training", TRAINED)):
+        if plots.draw_files([_kept(kind, env_id) for env_id in measured], PLOTS / f"{kind}.png"):
             picture = f"![{what}: steps/s of each subject, on a log scale](plots/{kind}.png)"
             write_sections(PAGE, {f"{kind} plot": picture})
     if chosen("scaling"):

@@ -50,9 +50,9 @@ def _colour(row: dict[str, Any], report: dict[str, Any]) -> str:
     return OURS if row["name"].startswith("ours") else THEIRS
 
 
-def draw_folder(runs: Path, name: str, path: Path) -> bool:
-    """Draws the reports whose files in `runs` begin with `name`; says whether there were any."""
-    reports = [json.loads(file.read_text()) for file in sorted(runs.glob(f"{name}-*.json"))]
-    if reports:
-        draw_rates(reports, path)
-    return bool(reports)
+def draw_files(files: list[Path], path: Path) -> bool:
+    """Draws these reports, one below the other, if all are there: a page has one plot. Says whether it did."""
+    if not all(file.exists() for file in files):
+        return False
+    draw_rates([json.loads(file.read_text()) for file in files], path)
+    return True
