@@ -103,16 +103,19 @@ JOBS = (
     Job("lunarlander_sac", "LunarLanderContinuous-v3", "SAC", 260, ZOO, "lunarlander-continuous"),
     Job("lunarlander_td3", "LunarLanderContinuous-v3", "TD3", 207, ZOO, "lunarlander-continuous"),
     Job("lunarlander_ddpg", "LunarLanderContinuous-v3", "DDPG", 230, ZOO, "lunarlander-continuous"),
-    Job("minatar_breakout_ppo", BREAKOUT, "PPO", 5, "random: 0.4", "minatar"),
-    Job("minatar_breakout_a2c", BREAKOUT, "A2C", 5, "random: 0.4", "minatar"),
-    Job("minatar_breakout_impala", BREAKOUT, "IMPALA", 5, "random: 0.4", "minatar"),
-    Job("minatar_breakout_dqn", BREAKOUT, "DQN", 5, "random: 0.4", "minatar"),
+    Job("minatar_breakout_ppo", BREAKOUT, "PPO", 0.4, "a random policy", "minatar"),
+    Job("minatar_breakout_a2c", BREAKOUT, "A2C", 0.4, "a random policy", "minatar"),
+    Job("minatar_breakout_impala", BREAKOUT, "IMPALA", 0.4, "a random policy", "minatar"),
+    Job("minatar_space_invaders_ppo", "MinAtar/SpaceInvaders-v1", "PPO", 4.2, "a random policy", "minatar-invaders"),
+    Job("minatar_breakout_dqn", BREAKOUT, "DQN", 0.4, "a random policy", "minatar"),
     Job("halfcheetah_ppo", "HalfCheetah-v5", "PPO", 5819, ZOO, "mujoco"),
+    Job("halfcheetah_a2c", "HalfCheetah-v5", "A2C", 3041, ZOO, "mujoco"),
     Job("halfcheetah_sac", "HalfCheetah-v5", "SAC", 9535, ZOO, "mujoco"),
     Job("halfcheetah_td3", "HalfCheetah-v5", "TD3", 9656, ZOO, "mujoco"),
     Job("hopper_ppo", "Hopper-v5", "PPO", 2410, ZOO, "mujoco"),
     Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "mujoco"),
     Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong", seeds=1),
+    Job("pong_impala", "Pong", "IMPALA", 20, "Espeholt et al. (2018)", "pong", seeds=1),
     Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "fast-mujoco", "bench/halfcheetah-v5_ppo", seeds=1),
     Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", seeds=1),
     Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter", seeds=1),
@@ -174,7 +177,7 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
     evaluations = ", ".join(f"{m['mean']:.1f} ± {m['std']:.1f}" for m in measured)
     mean = statistics.fmean(m["mean"] for m in measured)
     std = statistics.fmean(m["std"] for m in measured)
-    seeds = "" if len(measured) >= job.seeds else f", {len(measured)} of {job.seeds} seeds"
+    seeds = "" if len(measured) >= SEEDS else f", {len(measured)} of {SEEDS} seeds"
     reached = "above" if mean >= job.reference else "within one std" if mean + std >= job.reference else "**short**"
     cells = (job.environment, job.algorithm, f"`{job.command('N')}`", each("steps"), each("frames"), each("wall_s"))
     judged = (evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}{seeds}")
