@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.rl.ops.returns import discounted_returns, gae, lambda_returns, n_step_returns, next_values
+from common.rl.ops.vtrace import Thresholds, vtrace
 
 FALSE = torch.zeros(3, 1, dtype=torch.bool)
 REWARD = torch.tensor([[1.0], [2.0], [3.0]])
@@ -160,10 +161,18 @@ def test_an_ending_at_any_position_cuts_every_estimator_there(end: str, position
     flags[position] = True
     no = torch.zeros_like(flags)
     ends = {"terminated": (flags, no, None), "truncated": (no, flags, None), "invalid": (no, no, ~flags)}[end]
+    changed = reward + 100.0 * (torch.arange(4).view(4, 1) > position)
+    value, off_policy = torch.full((4, 1), 5.0), torch.full((4, 1), -0.1)
     for n in range(1, 6):
-        whole = n_step_returns(reward, after, *ends, 1.0, n)
-        beyond = n_step_returns(reward * 1.0 + 100.0 * (torch.arange(4).view(4, 1) > position), after, *ends, 1.0, n)
+        whole, beyond = (n_step_returns(r, after, *ends, 1.0, n) for r in (reward, changed))
         torch.testing.assert_close(whole[: position + 1], beyond[: position + 1])
+    whole, beyond = (gae(r, value, after, *ends, 0.9, 0.95) for r in (reward, changed))
+    torch.testing.assert_close(whole[: position + 1], beyond[: position + 1])
+    whole, beyond = (
+        torch.stack([traced.target, traced.advantage])
+        for traced in (vtrace(off_policy, r, value, after, *ends, 0.9, 1.0, Thresholds()) for r in (reward, changed))
+    )
+    torch.testing.assert_close(whole[:, : position + 1], beyond[:, : position + 1])
     expected = sum(range(1, position + 2)) + (0.0 if end == "terminated" else 10.0)
     if end == "invalid":
         expected = sum(range(1, position + 1)) + 10.0 if position else 0.0
