@@ -29,7 +29,7 @@ import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -158,9 +158,13 @@ class PolicySpec:
         return _read(cls, value)
 
 
+# Building one takes milliseconds, and specs come with every version of the weights.
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (EnvSpec, PolicySpec)}
+
+
 def _read(kind: type[Spec], value: Any) -> Spec:
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return cast(Spec, _ADAPTERS[kind].validate_python(value))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -1,7 +1,8 @@
 """MLPs side by side as one module, as fast as the processor allows; knows neither observations nor what outputs mean.
 
 oneDNN uses AVX-512 on every processor that has it, the BLAS that torch calls does not: on those products of some size
-take half as long. A whole MLP is one node of the graph, since on small ones autograd costs as much as the arithmetic.
+take half as long; on others up to five times as long. A whole MLP is one node of the graph, since on small ones
+autograd costs as much as the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from common.rl.activations import tanh
 Activation = Literal["tanh", "relu"]
 # Multiply-adds below which calling oneDNN costs more than it saves.
 _WORTHWHILE = 1 << 19
-_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_ONEDNN: bool = (
+    torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

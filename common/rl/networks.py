@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -204,12 +204,12 @@ class Trunk(nn.Module):
         self._images = len(inputs.images)
         names = [f"the encoder of {spec.name}" for spec in inputs.images] if config.compile else []
         # No modules, so that weights keep their names.
-        self._compiled = [Compiled(encoder, name) for encoder, name in zip(encoders, names, strict=False)]
+        compiled = [Compiled(encoder, name) for encoder, name in zip(encoders, names, strict=False)]
+        self._passes: list[Callable[[Tensor], Tensor]] = [*compiled, *encoders[len(compiled) :]]
         self.bf16 = config.bf16
 
     def _encode(self, inputs: list[Tensor]) -> list[Tensor]:
-        passes = [*self._compiled, *self.encoders[len(self._compiled) :]]
-        pairs = list(zip(passes, inputs, strict=True))
+        pairs = list(zip(self._passes, inputs, strict=True))
         if not self.bf16 or not self._images:
             return [encoder(x) for encoder, x in pairs]
         with torch.autocast(inputs[0].device.type, torch.bfloat16):

@@ -93,7 +93,7 @@ class Runner:
         assert self._actor is not None
         noise = [uniforms(self._seed, (a.first_env, a.count), a.step, self._actor.noise_size) for a in acts]
         rows = {name: [act.arrays[name] for act in acts] for name in self._rows}
-        arrays = self._act(rows, noise, acts) if self._numpy is None else self._act_in_numpy(rows, noise)
+        arrays = self._act(rows, noise, acts) if self._numpy is None else _act_in_numpy(self._numpy, rows, noise)
         replies, start = [], 0
         for act in acts:
             part = {name: array[start : start + act.count] for name, array in arrays.items()}
@@ -113,7 +113,7 @@ class Runner:
         acted = self._actor.act(seen)
         return to_host({"action": acted.action, **prefixed("extras", acted.extras), **prefixed("state", acted.state)})
 
-    def _act_in_numpy(self, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
-        assert self._numpy is not None
-        joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in rows.items()}
-        return self._numpy.act(select("observation", joined), np.concatenate(noise))
+
+def _act_in_numpy(actor: NumpyActor, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
+    joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in rows.items()}
+    return actor.act(select("observation", joined), np.concatenate(noise))

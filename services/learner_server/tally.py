@@ -59,12 +59,12 @@ class Tally:
     @property
     def episode_return(self) -> float:
         """Mean return of the last `stop.episodes` training episodes; NaN before the first ends."""
-        return float(np.mean(self._returns)) if self._returns else float("nan")
+        return sum(self._returns) / len(self._returns) if self._returns else float("nan")
 
     @property
     def episode_length(self) -> float:
         """Mean length of those episodes, in steps."""
-        return float(np.mean(self._lengths)) if self._lengths else float("nan")
+        return sum(self._lengths) / len(self._lengths) if self._lengths else float("nan")
 
     def outcome(self) -> str | None:
         """Says which stop condition holds, if any: solved, steps, frames or seconds."""

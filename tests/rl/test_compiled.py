@@ -59,7 +59,7 @@ def test_a_compiled_policy_acts_and_learns_as_the_plain_one_through_updates_and_
         torch.testing.assert_close(acted[1], plain[1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(acted[0].parameters(), plain[0].parameters(), atol=1e-5, rtol=1e-5)
         (ours, _), (theirs, _) = (o.gradient(loss(p, rows)) for o, p in zip(optimizers, pair, strict=True))
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
     compare(8)
     before = pair[0].evaluate(images(8))[1].detach()
