@@ -10,10 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
-import torch
-
 from common.rl.actor import Actor, Seen
-from common.rl.networks import Inputs, Trunk
+from common.rl.networks import Inputs, Trunk, has_bf16
 
 log = logging.getLogger("headrace.inference")
 
@@ -59,13 +57,6 @@ def settle(actor: Actor, run: Callable[[], object], rows: int, clock: Callable[[
     for trunk in trunks:
         trunk.bf16 = False
     return _said(times, faster, rows)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Says whether a device has instructions for bfloat16: without, it is slower than 32 bits, by far."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def shortest(passes: list[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:

@@ -5,6 +5,7 @@ Knows neither actions nor losses. Batches are [N, ...]: whoever has time-major d
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -75,7 +76,9 @@ class NetworkConfig(BaseModel):
     channels_last: bool | None = Field(
         None, description="memory format of images, for speed alone; null: [measured](algorithms.md#speed-of-images)"
     )
-    bf16: bool = Field(False, description="convolutions in bfloat16: about twice as fast where the hardware has it")
+    bf16: bool = Field(
+        False, description="convolutions in bfloat16 where the hardware has it, about twice as fast; elsewhere float32"
+    )
     compile: bool = Field(
         False, description="encoders of images, and modules of your own, through torch.compile, if that works here"
     )
@@ -109,6 +112,20 @@ def _encoder_of(spec: ArraySpec, config: NetworkConfig) -> EncoderConfig:
             )
         return chosen.model_copy(update={"name": "mlp"})
     return chosen
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Says whether a device has instructions for bfloat16: without, it is slower than 32 bits, by far."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def _lowers(device: torch.device) -> bool:
+    if not (has := has_bf16(device)):
+        log.warning("network.bf16=true: %s has no bfloat16, float32 is several times faster here and taken", device)
+    return has
 
 
 class Inputs(nn.Module):
@@ -165,7 +182,7 @@ class Inputs(nn.Module):
         scaled, dtype = x.dtype == torch.uint8, torch.float32
         if name in self._convolved:
             # Bytes are exact in bfloat16, and their quotient is what the convolution would round it to.
-            dtype = torch.bfloat16 if self._bf16 and scaled else dtype
+            dtype = torch.bfloat16 if scaled and self._bf16 and _lowers(x.device) else dtype
             last = self._last(x, self._convolved[name]) if self.channels_last is None else self.channels_last
             x = x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
         return x.to(dtype).div_(255.0) if scaled else x.float()
@@ -210,7 +227,7 @@ class Trunk(nn.Module):
 
     def _encode(self, inputs: list[Tensor]) -> list[Tensor]:
         pairs = list(zip(self._passes, inputs, strict=True))
-        if not self.bf16 or not self._images:
+        if not self.bf16 or not self._images or not _lowers(inputs[0].device):
             return [encoder(x) for encoder, x in pairs]
         with torch.autocast(inputs[0].device.type, torch.bfloat16):
             low = [encoder(x).float() for encoder, x in pairs[: self._images]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.rl.fastest import has_bf16, settle, shortest
-from common.rl.networks import Inputs, Trunk
+from common.rl.fastest import settle, shortest
+from common.rl.networks import Inputs, Trunk, has_bf16
 from common.rl.policy import Policy, build_policy
 from common.types import ActionSpec, ArraySpec, EnvSpec
 
