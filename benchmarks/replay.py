@@ -36,6 +36,8 @@ from services.replay_server.unroll import Drawn, Unroll
 CAPACITY, BATCH, OBSERVATION, ACTION = 1_000_000, 256, 17, 6
 UNROLL, ENVS = 64, 64
 UNIFORM, PRIORITIZED, INSERT, STACKS = "uniform draw", "prioritized draw and update", "insert", "84 x 84 x 4 draw"
+PER_REQUEST = 8
+MANY = f"service, {PER_REQUEST} batches a request"
 SCRIPTS = {"cpprb": "cpprb_peer.py", "torchrl": "torchrl_peer.py", "sb3": "sb3_replay.py"}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 Rates = dict[str, float]
@@ -146,8 +148,8 @@ def core_rates(seconds: float) -> Rates:
     return rates
 
 
-def service_rates(seconds: float) -> Rates:
-    """The same through a replay-server process over ipc, batches fetched two ahead."""
+def service_rates(seconds: float) -> dict[str, Rates]:
+    """The same through a replay-server process over ipc, two requests under way, of one and of several batches."""
     with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as folder:
         tables = {
             UNIFORM: {"kind": "uniform", "capacity": CAPACITY},
@@ -157,7 +159,7 @@ def service_rates(seconds: float) -> Rates:
             "env": {"envs": ENVS, "groups": 1},
             "rollout": {"unroll": UNROLL, "tables": [UNIFORM]},
             "replay": {"tables": tables},
-            "learner": {"table": UNIFORM, "batch": BATCH},
+            "learner": {"table": UNIFORM, "batch": BATCH, "per_request": PER_REQUEST},
             "net": {"experience": [f"ipc://{folder}/replay"]},
         }
         path = Path(folder, "job.yaml")
@@ -171,7 +173,7 @@ def service_rates(seconds: float) -> Rates:
             server.wait()
 
 
-async def _ask(tree: dict[str, Any], seconds: float) -> Rates:
+async def _ask(tree: dict[str, Any], seconds: float) -> dict[str, Rates]:
     config, life, arrays = validate(tree), new_life(), unroll_of(UNROLL, ENVS)
     bound = (1.0,) * ACTION
     action = ActionSpec("box", "<f4", (ACTION,), low=tuple(-b for b in bound), high=bound)
@@ -182,7 +184,8 @@ async def _ask(tree: dict[str, Any], seconds: float) -> Rates:
     learner = connect(contexts[1], config.net.experience[0], "replay", max_in_flight=4)
     await env.welcome()
     welcome = await learner.welcome()
-    rates, sent = {}, 0
+    rates: dict[str, Rates] = {"service": {}, MANY: {}}
+    sent = 0
     for filled, name in enumerate((UNIFORM, PRIORITIZED), start=1):
         enough = filled * CAPACITY // (UNROLL * ENVS)
 
@@ -194,23 +197,24 @@ async def _ask(tree: dict[str, Any], seconds: float) -> Rates:
 
         began = time.perf_counter()
         await _in_turn(insert, 4, lambda: sent < enough)  # noqa: B023
-        rates[INSERT] = CAPACITY / (time.perf_counter() - began)
-        rates[name] = await _draws(learner, name, welcome.life, seconds)
+        rates["service"][INSERT] = CAPACITY / (time.perf_counter() - began)
+        for subject, n in (("service", BATCH), (MANY, PER_REQUEST * BATCH)):
+            rates[subject][name] = await _draws(learner, name, welcome.life, n, seconds)
     for client in (env, learner):
         client.close()
     return rates
 
 
-async def _draws(learner: Client, name: str, life: int, seconds: float) -> float:
+async def _draws(learner: Client, name: str, life: int, n: int, seconds: float) -> float:
     random, drawn, end = np.random.default_rng(0), 0, time.perf_counter() + seconds
 
     async def turn() -> None:
         nonlocal drawn
-        batch = await learner.request(Sample(name, BATCH, 0))
+        batch = await learner.request(Sample(name, n, 0))
         assert isinstance(batch, Batch)
-        drawn += BATCH
+        drawn += n
         if name == PRIORITIZED:
-            news = {"keys": batch.arrays["keys"], "priorities": random.random(BATCH)}
+            news = {"keys": batch.arrays["keys"], "priorities": random.random(n)}
             await learner.request(UpdatePriorities(name, life, news))
 
     await _in_turn(turn, 2, lambda: time.perf_counter() < end)
@@ -256,7 +260,7 @@ def report(repeat: int, seconds: float, path: Path | None = None) -> str:
     """Measures in turn; gives Markdown."""
     rounds = []
     for _ in range(repeat):
-        found = {"numpy": numpy_rates(seconds), "core": core_rates(seconds), "service": service_rates(seconds)}
+        found = {"numpy": numpy_rates(seconds), "core": core_rates(seconds), **service_rates(seconds)}
         rounds.append(found | {peer: peer_rates(peer, seconds) for peer in SCRIPTS})
     if path is not None:
         path.write_text(json.dumps(rounds, indent=2))

@@ -143,8 +143,10 @@ def measure(job: Trained, seed: int, runs: Path) -> dict[str, Any]:
         command = job.command(seed).split()[1:]
         headrace(*command, f"run.dir={runs}", f"run.name={run.name}")
         wall = time.monotonic() - began
-        headrace("evaluate", str(run), "--episodes", "100")
         result = json.loads((run / "result.json").read_text())
+        if result["outcome"] == "stopped":
+            raise SystemExit(f"{run} was stopped before its end: resume it, or remove it to begin again")
+        headrace("evaluate", str(run), "--episodes", "100")
         evaluation = json.loads((run / "evaluation.json").read_text())
         found = {"steps": result["steps"], "frames": result["frames"], "wall_s": wall}
         figures.write_text(json.dumps(found | {"mean": evaluation["mean"], "std": evaluation["std"]}))

@@ -136,7 +136,8 @@ class LearnerConfig(Section):
     max_grad_norm: float | None = Field(None, gt=0, description="the gradient is clipped to this norm")
     table: str = Field("experience", description="the table to train from")
     batch: int = Field(0, ge=0, description="items per batch: unrolls (0 at lag 0: one of each group), or transitions")
-    prefetch: int = Field(1, ge=1, description="batches fetched ahead at lag > 0")
+    per_request: int = Field(1, ge=1, description="batches that one request draws from a ring, trained on in turn")
+    prefetch: int = Field(1, ge=1, description="requests answered ahead at lag > 0")
     replayed: MixConfig = MixConfig()
     publish_every: int = Field(1, ge=1, description="updates between versions of the weights that are published")
     device: str = Field("cpu", description="torch device of the update")
@@ -221,6 +222,8 @@ class Config(Section):
             self._check_synchronous()
             return self
         table, batch = tables[self.learner.table], self.learner.batch
+        if table.kind == "fifo" and (n := self.learner.per_request) > 1:
+            raise ConfigError(f"learner.per_request={n}: a fifo table has nothing to draw", "set it to 1")
         if not 1 <= batch <= table.capacity:
             wrong = f"is no number of transitions of table {self.learner.table!r}"
             if table.kind == "fifo":

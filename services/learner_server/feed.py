@@ -118,7 +118,7 @@ class Feed:
     async def _draw(self, version: int) -> Draw:
         learner, mixed = self._learner, self._learner.replayed
         if not self._fifo:
-            return Draw(await self._share_out(learner.table, learner.batch, version))
+            return Draw(await self._share_out(learner.table, learner.batch * learner.per_request, version))
         if not mixed.table:
             return Draw((await self._in_turn(version),))
         n = mixed.per_online * self._columns

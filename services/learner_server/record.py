@@ -41,8 +41,8 @@ class Record:
         tally, m = self.tally, self.metrics
         tally.trained_steps += update.steps
         self._scalars, self._lag = update.scalars, (update.lag_mean, update.lag_max)
-        m.update_seconds.observe(seconds)
-        m.updates.inc()
+        m.update_seconds.observe(seconds / update.made)
+        m.updates.inc(update.made)
         m.trained_steps.inc(update.steps)
         m.policy_lag.observe(update.lag_mean)
         m.policy_lag_max.set(update.lag_max)

@@ -105,7 +105,7 @@ class Learner:
             return
         finally:
             feed.trained(trainer.updates)
-        if trainer.updates % self._config.learner.publish_every == 0:
+        if trainer.updates % self._config.learner.publish_every < update.made:
             self._publish(trainer)
         if update.priorities is not None and self._kind == "prioritized":
             await feed.prioritize(draw, update.priorities)
@@ -116,11 +116,9 @@ class Learner:
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":
-            arrays = join([part.batch for part in draw.online])
-        elif draw.replayed:
-            arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed])
-        else:
-            arrays = stage(unrolls)
+            drawn, batches = join([part.batch for part in draw.online]), self._config.learner.per_request
+            return trainer.update_in_turn(drawn, batches, self._tally.progress())
+        arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed]) if draw.replayed else stage(unrolls)
         return self.replicas.update(trainer, arrays, self._tally.progress())
 
     def _publish(self, trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import ProtocolError
 from common.messages import Batch
-from common.types import Arrays, EnvSpec
+from common.types import Arrays
 
 _PER_ENVIRONMENT = ("state.", "reward_before")
 # What tells of a Batch, and is no part of what is trained on.
@@ -73,28 +73,15 @@ def join(batches: Sequence[Batch]) -> Arrays:
     return joined | {"relative": np.concatenate(odds).astype(np.float32)}
 
 
-def stack(batch: Arrays, env: EnvSpec) -> None:
-    """Builds the stacks of time-major observations from their single frames, in place."""
-    for spec in env.observations:
-        name = f"observation.{spec.name}"
-        if spec.stack > 1 and "first" in batch:
-            index = np.arange(batch["first"].size).reshape(batch["first"].shape)
-            batch[name] = stacked(batch[name], batch["first"], index, spec.stack)
+def in_turn(drawn: Arrays, batches: int) -> list[Arrays]:
+    """Gives what was drawn for several batches as these, each of every `batches`-th item: strata are shared alike."""
+    time_major = drawn["reward"].ndim == 2
 
+    def part(own: slice) -> Arrays:
+        along = {n: time_major and not n.startswith((*_PER_ENVIRONMENT, "relative")) for n in drawn}
+        return {n: np.ascontiguousarray(x[:, own] if along[n] else x[own]) for n, x in drawn.items()}
 
-def stacked(frames: np.ndarray, first: np.ndarray, index: np.ndarray, k: int) -> np.ndarray:
-    """Gives the stacks [..., k, *frame] that were seen at `index` (t * B + b, any shape) of an unroll.
-
-    Oldest frame first; zeros stand for the frames before an episode's first.
-    `frames` [T+k, B, *frame] are its single frames, the first k of them the stack at t = 0; `first` is [T+1, B] bool.
-    """
-    t, b = np.divmod(index, first.shape[1])
-    # Row 0's own stack came whole: no episode opens within it.
-    opened = np.maximum.accumulate(np.where(first, np.arange(len(first))[:, None], -k), axis=0)
-    back = np.arange(k - 1, -1, -1)
-    stacks: np.ndarray = frames[t[..., None] + k - 1 - back, b[..., None]]
-    stacks[back > (t - opened[t, b])[..., None]] = 0
-    return stacks
+    return [part(slice(first, None, batches)) for first in range(batches)]
 
 
 def _stage_finals(batch: Arrays, parts: Sequence[Arrays], widths: Sequence[int]) -> None:

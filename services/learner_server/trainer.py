@@ -17,8 +17,9 @@ from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import to_batch
 from common.rl.registry import named_algorithm
 from common.rl.replayed import to_transitions
+from common.rl.stacks import stack
 from common.types import Arrays, EnvSpec, make_version, show_version
-from services.learner_server.staging import stack
+from services.learner_server.staging import in_turn
 
 # One inf in a normaliser's moments would spoil every update after it.
 _FROM_ENVIRONMENT = ("observation.", "final.", "reward")
@@ -28,13 +29,14 @@ _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 class Update(NamedTuple):
     """What one update did: the algorithm's scalars, valid steps trained on, policy lags in versions, and the items'
-    new priorities [n] if they have any."""
+    new priorities [n] if they have any. Or what `made` updates did, one after another: the last one's scalars."""
 
     scalars: dict[str, float]
     steps: int
     lag_mean: float
     lag_max: int
     priorities: np.ndarray | None = None
+    made: int = 1
 
 
 def _gives(table: TableConfig) -> Batches:
@@ -82,6 +84,16 @@ class Trainer:
     def update(self, arrays: Arrays, progress: float) -> Update:
         """Trains on a staged batch; raises NonFiniteUpdate, nothing changed, or ProtocolError on a batch too old."""
         return self.learn(arrays, progress, self.check(arrays))
+
+    def update_in_turn(self, drawn: Arrays, batches: int, progress: float) -> Update:
+        """Trains on what was drawn for several batches; raises what `update` does, at the first that is not finite."""
+        lag = self.check(drawn)
+        updates = [self.learn(batch, progress, lag) for batch in in_turn(drawn, batches)]
+        priorities = None if updates[0].priorities is None else np.empty(len(drawn["relative"]), np.float32)
+        for first, update in enumerate(updates):
+            if priorities is not None:
+                priorities[first::batches] = update.priorities
+        return updates[-1]._replace(steps=sum(u.steps for u in updates), priorities=priorities, made=batches)
 
     def check(self, arrays: Arrays) -> np.ndarray:
         """Gives the lags of what just came in a staged batch; raises what `update` does, but for a loss."""

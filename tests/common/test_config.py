@@ -174,6 +174,10 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
         r"rollout\.tables names fifo table 'b', which would deadlock: nobody draws from it",
     ),
     (
+        {"replay": {"max_policy_lag": 4}, "learner": {"batch": 4, "per_request": 2}},
+        r"learner\.per_request=2: a fifo table has nothing to draw.*set it to 1",
+    ),
+    (
         {"inference": {"hold_back": 1}},
         r"inference\.hold_back=1 would deadlock at replay\.max_policy_lag=0.*set replay\.max_policy_lag to 67 or more",
     ),

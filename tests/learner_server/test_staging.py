@@ -5,8 +5,9 @@ import pytest
 
 from common.errors import ProtocolError
 from common.messages import Batch
+from common.rl.stacks import stack
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
-from services.learner_server.staging import join, mix, split, stack, stage
+from services.learner_server.staging import in_turn, join, mix, split, stage
 
 
 def unroll(start: int, envs: int, steps: int = 2, version: int = 5) -> Arrays:
@@ -80,6 +81,30 @@ def test_items_of_two_shards_have_the_relative_probabilities_they_have_in_one_ta
     # One table of 3 items with priorities 1, 3 and 4.
     assert batch["relative"].tolist() == [3 * 1 / 8, 3 * 3 / 8, 3 * 3 / 8, 3 * 4 / 8]
     assert batch.keys() == {"reward", "relative"}
+
+
+def test_what_was_drawn_for_several_batches_is_dealt_out_so_that_each_has_its_share_of_all_strata() -> None:
+    dealt = in_turn({"reward": np.arange(7), "observation.obs": np.arange(14).reshape(7, 2)}, 3)
+    assert [batch["reward"].tolist() for batch in dealt] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert dealt[1]["observation.obs"].tolist() == [[2, 3], [8, 9]]
+    assert all(x.flags.c_contiguous for batch in dealt for x in batch.values())
+
+
+def test_sequences_are_dealt_out_by_column_with_their_states_and_odds() -> None:
+    drawn = {
+        "reward": np.arange(8).reshape(2, 4),
+        "state.h": np.arange(4),
+        "reward_before": np.arange(10, 14),
+        "relative": np.arange(20, 24),
+    }
+    first, second = in_turn(drawn, 2)
+    assert {name: x.tolist() for name, x in first.items()} == {
+        "reward": [[0, 2], [4, 6]],
+        "state.h": [0, 2],
+        "reward_before": [10, 12],
+        "relative": [20, 22],
+    }
+    assert second["reward"].tolist() == [[1, 3], [5, 7]]
 
 
 def test_uniform_draws_are_as_likely_as_any() -> None:

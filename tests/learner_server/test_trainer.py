@@ -14,6 +14,7 @@ from common.rl.actor import Actor
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, PolicySpec, make_version
 from services.learner_server.checkpoint import Checkpoints
+from services.learner_server.staging import in_turn
 from services.learner_server.trainer import Trainer
 
 SPEC = EnvSpec("toy", (ArraySpec("obs", "<f4", (3,)),), ActionSpec("discrete", "<i8", (), (2,)))
@@ -145,6 +146,36 @@ def test_any_algorithm_makes_its_own_actor_and_says_what_acting_needs() -> None:
     assert isinstance(made.policy, Dial)
     assert packed(made) == np.full(1, 4.0, np.float32).tobytes()
     assert made.algorithm.acting(40, 0.25) == {"epsilon": 10.5}
+
+
+def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_its_own_priority() -> None:
+    ring = {"kind": "prioritized", "capacity": 100}
+    sections: dict[str, Any] = {
+        "network": {"name": "mlp", "hidden": [8]},
+        "algorithm": {"name": "dqn"},
+        "learner": {"lr": 1e-2, "batch": 3},
+        "replay": {"tables": {"experience": ring}},
+    }
+    together, apart = trainer(**sections), trainer(**sections)
+    random, n = np.random.default_rng(0), 6
+    drawn = {
+        "observation.obs": random.normal(size=(n, 3)).astype(np.float32),
+        "next_observation.obs": random.normal(size=(n, 3)).astype(np.float32),
+        "action": random.integers(0, 2, n),
+        "reward": random.normal(size=n).astype(np.float32),
+        "discount": np.full(n, 0.9, np.float32),
+        "relative": np.ones(n, np.float32),
+    }
+    update = together.update_in_turn(drawn, 2, 0.5)
+    first, second = (apart.update(batch, 0.5) for batch in in_turn(drawn, 2))
+    assert packed(together) == packed(apart)
+    assert (together.updates, update.made, update.steps, update.scalars) == (2, 2, 6, second.scalars)
+    assert update.priorities is not None
+    assert first.priorities is not None
+    assert second.priorities is not None
+    assert update.priorities[0::2].tolist() == first.priorities.tolist()
+    assert update.priorities[1::2].tolist() == second.priorities.tolist()
+    assert first.priorities.tolist() != second.priorities.tolist()
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:

@@ -10,8 +10,8 @@ from streams import Step, World
 
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
+from common.rl.stacks import stacked
 from common.types import Arrays
-from services.learner_server.staging import stacked
 from services.replay_server.ring.items import n_step
 from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll

@@ -88,7 +88,7 @@ class RateLimiter:
             raise ConfigError(
                 f"{n} items are asked of a table whose {self._key}.error_buffer was checked for at most "
                 f"{self._largest_sample}: it could deadlock",
-                "give replay-server the same learner.batch as the learner",
+                "give replay-server the same learner.batch and per_request as the learner",
             )
 
     def why_insert_waits(self) -> str:

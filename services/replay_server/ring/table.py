@@ -314,16 +314,16 @@ def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
 
 def make_ring(name: str, config: Config) -> RingTable:
     """Gives the ring that `replay.tables.<name>` describes; raises ConfigError if its items could never be made."""
-    table = config.replay.tables[name]
+    table, largest = config.replay.tables[name], config.learner.batch * config.learner.per_request
     least = _least(f"replay.tables.{name}", table, config)
     return RingTable(
         name,
         table,
         unroll=config.rollout.unroll,
         largest_insert=config.rollout.unroll * config.env.envs,
-        largest_sample=config.learner.batch,
+        largest_sample=largest,
         seed=config.run.seed,
-        least=max(least, config.learner.batch),
+        least=max(least, largest),
     )
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.learner_server.staging import stacked
+from common.rl.stacks import stacked
 
 
 def test_zeros_stand_before_the_first_frame_of_an_episode() -> None:
