@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rl.kinds import KINDS
 
 from common.errors import ConfigError
 from common.rl.actor import pack_weights
@@ -14,30 +15,10 @@ from common.rl.algorithms.base import Algorithm, FlatOptimizer, NonFiniteUpdate,
 from common.rl.batch import to_batch
 from common.rl.policy import Policy, build_policy
 from common.rl.registry import algorithm_class
-from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+from common.types import Arrays
 
 CPU = torch.device("cpu")
 Record = Callable[..., Arrays]
-DISCRETE = ActionSpec("discrete", "<i8", (), (3,))
-VECTOR = ArraySpec("obs", "<f4", (4,))
-KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
-    "mlp": ({}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "shared": ({"shared": True, "activation": "relu"}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "lstm": ({"lstm": 8, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "normalized": ({"normalize_observations": True, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "scalar": ({}, EnvSpec("a", (ArraySpec("obs", "<i8", ()),), DISCRETE)),
-    "nature_cnn": (
-        {"name": "nature_cnn", "shared": True},
-        EnvSpec("a", (ArraySpec("o", "|u1", (2, 36, 36)),), DISCRETE),
-    ),
-    "minatar_cnn": ({"name": "minatar_cnn"}, EnvSpec("a", (ArraySpec("o", "|b1", (10, 10, 4)),), DISCRETE)),
-    "dict": (
-        {"name": "minatar_cnn", "lstm": 4},
-        EnvSpec("a", (ArraySpec("pixels", "|u1", (10, 10, 3)), VECTOR, ArraySpec("n", "<i4", ())), DISCRETE),
-    ),
-    "multi_discrete": ({}, EnvSpec("a", (VECTOR,), ActionSpec("multi_discrete", "<i8", (2,), (3, 2)))),
-    "box": ({}, EnvSpec("a", (VECTOR,), ActionSpec("box", "<f4", (2,), low=(-1.0, -1.0), high=(1.0, 1.0)))),
-}
 PASSES = {"epochs": 2, "minibatches": 2}
 SMALL: dict[str, dict[str, Any]] = {"ppo": PASSES, "appo": PASSES, "a2c": {}, "impala": {}, "laser": {}}
 # Settings that add state of their own, or another way through the update.

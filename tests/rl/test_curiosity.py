@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from common.rl.actor import pack_weights
-from common.rl.algorithms.a2c import A2C
 from common.rl.algorithms.base import OptimizerConfig
 from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
 from common.rl.batch import to_batch
 from common.rl.policy import build_policy
+from common.rl.registry import algorithm_class
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 
 CPU = torch.device("cpu")
@@ -91,11 +91,23 @@ def test_every_kind_of_action_can_be_read_off(action: ActionSpec, record: Record
     assert last < first
 
 
-def test_the_policy_learns_from_the_intrinsic_reward(cartpole: EnvSpec, record: Record) -> None:
-    arrays = record(build_policy({}, cartpole, 0), cartpole)
-    weights = []
-    for section in ({}, {"curiosity": {"hidden": 16, "weight": 1.0}}):
-        policy = A2C.make_actor(section, {}, cartpole, 0)
-        A2C(section, OptimizerConfig(), policy, 0).learn(to_batch(arrays, CPU), 0.0)
-        weights.append(pack_weights(policy))
-    assert (weights[0] != weights[1]).any()
+@pytest.mark.parametrize("name", ["a2c", "ppo", "appo", "impala", "laser"])
+def test_the_policy_learns_from_the_intrinsic_reward_as_from_the_environments(
+    name: str, cartpole: EnvSpec, record: Record
+) -> None:
+    kind = algorithm_class(name)
+    arrays = record(kind.make_actor({}, {}, cartpole, 0), cartpole)
+    intrinsic, _ = curiosity(cartpole, weight=1.0).learn(to_batch(arrays, CPU))
+
+    def learned(arrays: Arrays, **section: Any) -> tuple[dict[str, float], np.ndarray]:
+        policy = kind.make_actor(section, {}, cartpole, 0)
+        metrics = kind(section, OptimizerConfig(), policy, 0).learn(to_batch(arrays, CPU), 0.0)
+        return metrics, pack_weights(policy)
+
+    metrics, curious = learned(arrays, curiosity={"hidden": 32, "weight": 1.0})
+    assert metrics["intrinsic_reward"] == pytest.approx(intrinsic[intrinsic > 0.0].mean().item(), rel=1e-5)
+    without, plain = learned(arrays)
+    assert "intrinsic_reward" not in without
+    _, told = learned({**arrays, "reward": arrays["reward"] + intrinsic.numpy()})
+    np.testing.assert_array_equal(curious, told)
+    assert (curious != plain).any()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rl.kinds import BOX, DISCRETE, VECTOR
 
 from common.rl.actor import pack_weights
 from common.rl.algorithms.base import OptimizerConfig
@@ -13,7 +14,7 @@ from common.rl.algorithms.impala import IMPALA, LASER
 from common.rl.batch import Batch, to_batch
 from common.rl.ops.vtrace import Thresholds, vtrace
 from common.rl.policy import Outputs, Policy
-from common.types import Arrays, EnvSpec
+from common.types import ActionSpec, Arrays, EnvSpec
 
 CPU = torch.device("cpu")
 Record = Callable[..., Arrays]
@@ -121,16 +122,27 @@ def test_on_the_policys_own_steps_vtrace_changes_no_bit(
         np.testing.assert_array_equal(pack_weights(actor), pack_weights(other))
 
 
-@pytest.mark.parametrize("network", [{}, {"lstm": 8, "popart": True, "last_action": True, "last_reward": True}])
+@pytest.mark.parametrize(
+    ("network", "action"),
+    [
+        ({}, DISCRETE),
+        ({"lstm": 8, "popart": True, "last_action": True, "last_reward": True}, DISCRETE),
+        ({}, BOX),
+        ({"distribution": "tanh_normal", "sigma": "state", "gru": 8, "last_action": True}, BOX),
+        ({"distribution": "beta", "popart": True}, BOX),
+    ],
+    ids=["discrete", "discrete lstm", "normal", "tanh gru", "beta"],
+)
 @pytest.mark.parametrize("bound", [None, 1e30])
 @pytest.mark.parametrize("masked", [False, True])
 def test_laser_without_a_bound_or_replay_is_impala_bit_for_bit(
-    network: dict[str, Any], bound: float | None, masked: bool, cartpole: EnvSpec, record: Record
+    network: dict[str, Any], action: ActionSpec, bound: float | None, masked: bool, record: Record
 ) -> None:
-    actor, laser = make(LASER, cartpole, network, trust_region=bound)
-    other, impala = make(IMPALA, cartpole, network)
+    spec = EnvSpec("a", (VECTOR,), action)
+    actor, laser = make(LASER, spec, network, trust_region=bound)
+    other, impala = make(IMPALA, spec, network)
     for seed in range(4):
-        arrays = record(actor, cartpole, 8, 4, seed)
+        arrays = record(actor, spec, 8, 4, seed)
         if masked:
             arrays["valid"] = np.random.default_rng(seed).random(arrays["reward"].shape) > 0.2
         laser.learn(to_batch({**arrays, "online": np.ones(4, bool)}, CPU), 0.0)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rl.kinds import BOX, DISCRETE, KINDS, MASK, PIXELS, SWITCHES, VECTOR
 
 from common.errors import ConfigError
 from common.rl.actor import Acted, Seen, pack_weights, unpack_weights, weights_layout
@@ -12,54 +13,10 @@ from common.rl.batch import Batch, to_batch
 from common.rl.distributions import Categorical
 from common.rl.networks import has_bf16
 from common.rl.policy import Policy, build_policy
-from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+from common.types import Arrays, ArraySpec, EnvSpec
 
 CPU = torch.device("cpu")
 Record = Callable[..., Arrays]
-VECTOR = ArraySpec("obs", "<f4", (4,))
-DISCRETE = ActionSpec("discrete", "<i8", (), (3,))
-BOX = ActionSpec("box", "<f4", (2,), low=(-1.0, -2.0), high=(1.0, 4.0))
-SWITCHES = ActionSpec("multi_binary", "<i8", (2,), (2, 2))
-MULTI = ActionSpec("multi_discrete", "<i8", (1, 2), (3, 2))
-MIXED = ActionSpec("tuple", "<f8", (6,), parts=(DISCRETE, BOX, SWITCHES, replace(DISCRETE, n=(2,))))
-CHOICES = ActionSpec("tuple", "<i8", (3,), parts=(MULTI, DISCRETE))
-MASK = ArraySpec("mask", "|b1", (3,))
-PIXELS = ArraySpec("pixels", "|u1", (36, 36, 2))
-KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
-    "mlp": ({}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "shared": ({"shared": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "normalized": ({"normalize_observations": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "lstm": ({"lstm": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "gru": ({"gru": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "impala": (
-        {"name": "impala_resnet", "lstm": 8, "last_action": True, "last_reward": True},
-        EnvSpec("a", (ArraySpec("pixels", "|u1", (2, 12, 12)),), DISCRETE),
-    ),
-    "told": ({"last_action": True, "last_reward": True}, EnvSpec("a", (VECTOR,), MULTI)),
-    "told box": ({"last_action": True, "gru": 4}, EnvSpec("a", (VECTOR,), BOX)),
-    "told mixed": ({"last_action": True}, EnvSpec("a", (VECTOR,), MIXED)),
-    "masked": ({"action_mask": "mask"}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
-    "masked lstm": ({"action_mask": "mask", "lstm": 4}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
-    "masked parts": (
-        {"action_mask": "mask"},
-        EnvSpec("a", (VECTOR, ArraySpec("mask", "|b1", (7,))), MIXED),
-    ),
-    "multi_discrete": ({}, EnvSpec("a", (VECTOR,), MULTI)),
-    "multi_binary": ({}, EnvSpec("a", (VECTOR,), SWITCHES)),
-    "choices": ({}, EnvSpec("a", (VECTOR,), CHOICES)),
-    "mixed": ({}, EnvSpec("a", (VECTOR,), MIXED)),
-    "mixed beta": ({"distribution": "beta"}, EnvSpec("a", (VECTOR,), MIXED)),
-    "normal": ({}, EnvSpec("a", (VECTOR,), BOX)),
-    "normal state": ({"sigma": "state", "log_std_init": -1.0}, EnvSpec("a", (VECTOR,), BOX)),
-    "tanh": ({"distribution": "tanh_normal"}, EnvSpec("a", (VECTOR,), BOX)),
-    "tanh state": ({"distribution": "tanh_normal", "sigma": "state"}, EnvSpec("a", (VECTOR,), BOX)),
-    "beta": ({"distribution": "beta"}, EnvSpec("a", (VECTOR,), BOX)),
-    "popart": ({"popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
-    "encoders": (
-        {"name": "nature_cnn", "encoders": {"goal": {"hidden": [8]}}, "shared": True},
-        EnvSpec("a", (PIXELS, VECTOR, ArraySpec("goal", "<i4", (3,)), ArraySpec("n", "<i4", ())), DISCRETE),
-    ),
-}
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
@@ -300,7 +257,8 @@ def test_popart_leaves_values_as_they_are_and_learns_on_their_scale(record: Reco
 
 
 def test_only_a_simple_policy_is_plain() -> None:
-    assert [kind for kind in sorted(KINDS) if built(kind).plain] == ["mlp", "normal", "normalized", "popart", "shared"]
+    plain = [kind for kind in sorted(KINDS) if built(kind).plain]
+    assert plain == ["mlp", "normal", "normalized", "popart", "scalar", "shared"]
     assert not built("mlp", parameters=True).plain
 
 

@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,3 +78,61 @@ def test_diagnostics_on_literals() -> None:
     mask = torch.tensor([True, True, False])
     assert losses.explained_variance(torch.tensor([0.0, 1.0, 0.0]), target, mask).item() == 0.75
     assert losses.explained_variance(target, target, None).item() == 1.0
+
+
+SIZE = 200
+Each = Callable[[int], float]
+
+
+def slow_mean(each: Each, valid: torch.Tensor | None) -> float:
+    """The mean over the steps that count, one by one."""
+    values = [each(i) for i in range(SIZE) if valid is None or valid[i]]
+    return math.fsum(values) / len(values)
+
+
+@pytest.fixture(params=[False, True], ids=["all", "masked"])
+def valid(request: pytest.FixtureRequest) -> torch.Tensor | None:
+    return torch.from_numpy(np.random.default_rng(9).random(SIZE) > 0.3) if request.param else None
+
+
+def drawn(seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=SIZE))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.8, 1.2), (1 / 1.2, 1.2)])
+def test_the_clipped_surrogate_agrees_with_a_slow_reference(
+    low: float, high: float, valid: torch.Tensor | None
+) -> None:
+    log_ratio, advantage = 0.4 * drawn(0), drawn(1)
+
+    def each(i: int) -> float:
+        ratio, worth = math.exp(log_ratio[i]), advantage[i].item()
+        return -min(ratio * worth, min(max(ratio, low), high) * worth)
+
+    loss = losses.clipped_surrogate(log_ratio.exp(), advantage, low, high, valid)
+    # The bounds are float32 whatever the ratio is.
+    assert loss.item() == pytest.approx(slow_mean(each, valid), abs=1e-7)
+
+
+def test_value_losses_agree_with_a_slow_reference(valid: torch.Tensor | None) -> None:
+    value, old, target = drawn(0), drawn(1), drawn(2)
+
+    def plain(i: int) -> float:
+        return (value[i].item() - target[i].item()) ** 2
+
+    def clipped(i: int) -> float:
+        near = min(max(value[i].item(), old[i].item() - 0.5), old[i].item() + 0.5)
+        return max(plain(i), (near - target[i].item()) ** 2)
+
+    assert losses.value_loss(value, target, valid).item() == pytest.approx(slow_mean(plain, valid), abs=1e-12)
+    loss = losses.clipped_value_loss(value, old, target, 0.5, valid)
+    assert loss.item() == pytest.approx(slow_mean(clipped, valid), abs=1e-12)
+
+
+def test_the_approximate_kl_agrees_with_a_slow_reference(valid: torch.Tensor | None) -> None:
+    log_ratio = 0.4 * drawn(0)
+
+    def each(i: int) -> float:
+        return math.exp(log_ratio[i]) - 1.0 - log_ratio[i].item()
+
+    assert losses.approximate_kl(log_ratio, valid).item() == pytest.approx(slow_mean(each, valid), abs=1e-12)

@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,31 @@ def test_n_step_and_lambda_returns_agree_with_forward_views(seed: int) -> None:
         for t, b in np.ndindex(steps, columns):
             slow = slow_lambda(*(x[:, b] for x in arrays), 0.9, lam, t) if arrays[-1][t, b] else 0.0
             assert returns[t, b] == pytest.approx(slow, abs=1e-12)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_every_estimator_agrees_with_its_loop_wherever_an_episode_ends(resets: bool) -> None:
+    # One column for each way in which four steps go on, are terminated, are truncated or, with resets, no decisions.
+    fates = np.array(list(product(range(4 if resets else 3), repeat=4))).T
+    term, trunc, valid = fates == 1, fates == 2, fates != 3
+    r, v, after = np.random.default_rng(0).normal(size=(3, *fates.shape))
+    tensors: list[Any] = [torch.from_numpy(x) for x in (r, v, after, term, trunc)]
+    tensors.append(torch.from_numpy(valid) if resets else None)
+    columns: list[list[Any]] = [[x[:, b] for x in (r, after, term, trunc, valid)] for b in range(fates.shape[1])]
+
+    def slow(estimate: Any, *settings: float) -> Array:
+        places = [[estimate(*column, *settings, t) if column[-1][t] else 0.0 for column in columns] for t in range(4)]
+        return np.array(places)
+
+    advantage = gae(*tensors, 0.9, 0.7).numpy()
+    np.testing.assert_allclose(advantage, slow_gae(r, v, after, term, trunc, valid, 0.9, 0.7), atol=1e-12)
+    without_value: list[Any] = [tensors[0], *tensors[2:]]
+    for n in (1, 2, 3, 9):
+        returns = n_step_returns(*without_value, 0.9, n).numpy()
+        np.testing.assert_allclose(returns, slow(slow_n_step, 0.9, n), atol=1e-12)
+    for lam in (0.0, 0.7, 1.0):
+        returns = lambda_returns(*without_value, 0.9, lam).numpy()
+        np.testing.assert_allclose(returns, slow(slow_lambda, 0.9, lam), atol=1e-12)
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated", "invalid"])

@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,23 @@ def test_vtrace_agrees_with_the_sum_form(seed: int, steps: int, rate: float, lam
     arrays = drawn(seed, steps, 3, rate)
     result = fast(arrays, 0.9, lam, cut)
     target, advantage = slow_vtrace(*arrays, 0.9, lam, cut)
+    np.testing.assert_allclose(result.target.numpy(), target, atol=1e-12)
+    np.testing.assert_allclose(result.advantage.numpy(), advantage, atol=1e-12)
+
+
+@pytest.mark.parametrize("cut", [Thresholds(), Thresholds(rho=1.4, c=0.7, pg_rho=1.1)])
+@pytest.mark.parametrize("resets", [False, True])
+def test_vtrace_agrees_with_the_sum_form_wherever_an_episode_ends(cut: Thresholds, resets: bool) -> None:
+    # One column for each way in which four steps go on, are terminated, are truncated or, with resets, no decisions.
+    fates = np.array(list(product(range(4 if resets else 3), repeat=4))).T
+    log_ratio, r, v, after = np.random.default_rng(0).normal(size=(4, *fates.shape))
+    arrays = [log_ratio, r, v, after, fates == 1, fates == 2, fates != 3]
+    # A value after a step that goes on is that of the next row.
+    goes_on = (fates[:-1] == 0) & (fates[1:] != 3)
+    after[:-1] = np.where(goes_on, v[1:], after[:-1])
+    tensors: list[Any] = [torch.from_numpy(x) for x in arrays]
+    result = vtrace(*tensors[:-1], tensors[-1] if resets else None, 0.9, 0.8, cut)
+    target, advantage = slow_vtrace(*arrays, 0.9, 0.8, cut)
     np.testing.assert_allclose(result.target.numpy(), target, atol=1e-12)
     np.testing.assert_allclose(result.advantage.numpy(), advantage, atol=1e-12)
 
