@@ -33,6 +33,7 @@ bench-smoke: venv
 
 results: venv
 	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.vtrace --write
 
 # On a bare Debian machine these install and start what they need, a Docker engine included.
 deploy-packages: venv

@@ -16,7 +16,7 @@ import pytest
 
 from common.config import CONFIGS, Config, load
 from common.errors import ConfigError, HeadraceError
-from services.control.bench import collect, peers
+from services.control.bench import collect
 from services.control.bench.collect import interleave
 from services.control.bench.jobs import FOLDER, collect_job, train_job
 from services.control.bench.numpy_cartpole import NumpyCartPole
@@ -161,18 +161,21 @@ def test_what_is_trained_is_asynchronous_with_one_epoch(path: Path) -> None:
     assert train_job(config.env.id)[1] == config
 
 
-def test_the_limit_is_of_the_tuned_jobs_network_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_of_the_tuned_jobs_network_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     default, tuned, bound = collect_job("CartPole-v1")
     assert default.network == tuned.network == bound.network == {"name": "mlp", "hidden": [16, 16]}
     wider = tuned.model_copy(update={"network": {"name": "mlp", "hidden": [64]}})
     seen: list[Config] = []
     monkeypatch.setattr(collect, "pipeline_rate", lambda config, seconds: seen.append(config) or Measured(8.0, {}))
     monkeypatch.setattr(collect, "rate", lambda subject, config, seconds, processes=1: seen.append(config) or 4.0)
-    report = collect.bench_collect((default, wider, bound), 0.1, 1, lambda text: None)
+    report = collect.bench_collect((default, wider, bound), 0.1, 1, tmp_path, lambda text: None)
     assert [config.network["hidden"] for config in seen] == [[64]] * len(report.rows)
     assert {row.name for row in report.rows} >= {"ours, tuned", "ours, default", "limit, no messages"}
+    other = load(None, ["env.id=Acrobot-v1"])
     with pytest.raises(ConfigError, match="the tuned job is for CartPole-v1"):
-        collect.bench_collect((default, tuned, load(None, ["env.id=Acrobot-v1"])), 0.1, 1, lambda text: None)
+        collect.bench_collect((default, tuned, other), 0.1, 1, tmp_path, lambda text: None)
 
 
 @pytest.mark.parametrize("subject", [step_and_infer, step_infer_learn])
@@ -224,25 +227,6 @@ async def test_a_process_that_ends_is_named_with_its_last_words() -> None:
     assert "nonsense" in caught.value.remedy
 
 
-def test_a_peer_is_what_its_environment_and_script_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = peers.python_of(peers.PEERS[0], tmp_path)
-    python.parent.mkdir(parents=True)
-    python.symlink_to(sys.executable)
-    monkeypatch.setattr(peers, "SCRIPTS", tmp_path)
-    assert peers.installed(tmp_path) == []
-    script = tmp_path / f"{peers.PEERS[0].name}_peer.py"
-    script.write_text("import sys; print('noise'); print('{\"%s\": 12}' % sys.argv[1])")
-    assert peers.installed(tmp_path) == [peers.PEERS[0]]
-    assert peers.run(peers.PEERS[0], tmp_path, "CartPole-v1") == {"CartPole-v1": 12.0}
-    script.write_text("raise SystemExit('it broke')")
-    with pytest.raises(HeadraceError, match="sb3 CartPole-v1 failed"):
-        peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
-    script.write_text("import threading; threading.Event().wait()")
-    monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
-    with pytest.raises(HeadraceError, match="sb3 CartPole-v1 did not end within"):
-        peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
-
-
 @pytest.mark.parametrize("command", ["collect", "train", "wire", "replay"])
 def test_help_is_there_for_each_benchmark(command: str) -> None:
     done = subprocess.run(
@@ -252,4 +236,5 @@ def test_help_is_there_for_each_benchmark(command: str) -> None:
         text=True,
     )
     assert done.returncode == 0
-    assert "--json" in done.stdout
+    options = ("--json", "--repeat") if command == "wire" else ("--json", "--repeat", "--seconds")
+    assert not [option for option in options if option not in done.stdout]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.config import CONFIGS
+from common.rl.registry import ALGORITHMS
 
 ROOT = CONFIGS.parent
 
@@ -71,6 +72,13 @@ def test_check_shows_spec_speed_and_preset() -> None:
     assert done.returncode == 0
     for part in ("CartPole-v1 will run", "obs: float32[4]", "discrete 2", "its own implementation", "vector: headrace"):
         assert part in done.stdout, part
+
+
+def test_algorithms_lists_the_built_in_ones_with_what_each_is_one_line_each() -> None:
+    done = headrace("algorithms")
+    assert done.returncode == 0
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert lines == [[name, said] for name, (_, said) in ALGORITHMS.items()]
 
 
 @pytest.mark.parametrize("command", ["train", "top", "evaluate", "plot", "check"])

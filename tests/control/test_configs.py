@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 
 import pytest
 
-from common.config import CONFIGS, load
+from common.config import CONFIGS, Config, EnvConfig, load
+from common.errors import ConfigError
 from common.rl.algorithms.base import Algorithm
-from common.rl.networks import read_network
-from common.rl.registry import ALGORITHMS, algorithm_class
+from common.rl.registry import ALGORITHMS, algorithm_class, make_actor
 from common.types import ActionSpec, ArraySpec, EnvSpec
 from services.control.presets import PRESETS, algorithms, from_preset, kind_of, preset_overrides
+from services.env_server.backends import make_backend
+from services.learner_server.trainer import Trainer
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 DISCRETE = ActionSpec("discrete", "<i8", (), (2,))
@@ -23,12 +27,63 @@ SETTINGS: dict[str | None, str] = {"c51": "dqn", "qrdqn": "dqn", "rainbow": "dqn
 # Q-networks choose among actions; deterministic policies do not.
 DISCRETE_ONLY, CONTINUOUS_ONLY = {"vector", "pixels"}, {"continuous"}
 KINDS = {"dqn": DISCRETE_ONLY, "r2d2": DISCRETE_ONLY, "td3": CONTINUOUS_ONLY, "ddpg": CONTINUOUS_ONLY}
+# One id of each family of environments, by its actions.
+DISCRETE_IDS = ("CartPole-v1", "LunarLander-v3", "ALE/Pong-v5", "MinAtar/Breakout-v1", "CrafterReward-v1")
+BOX_IDS = ("Pendulum-v1", "LunarLanderContinuous-v3", "HalfCheetah-v5")
+# Where there is no preset for want of such actions, the section of a preset for this one says so to the algorithm.
+OWN_ID = {"dqn": "CartPole-v1", "r2d2": "CartPole-v1", "td3": "Pendulum-v1", "ddpg": "Pendulum-v1"}
+
+
+def takes(name: str, env_id: str) -> bool:
+    """Says whether an algorithm takes actions such as an environment's."""
+    return name not in KINDS or (KINDS[name] == CONTINUOUS_ONLY) == (env_id in BOX_IDS)
+
+
+PAIRS = [(name, env_id) for name in ALGORITHMS for env_id in (*DISCRETE_IDS, *BOX_IDS)]
+TAKEN = [pytest.param(*pair, id="-".join(pair)) for pair in PAIRS if takes(*pair)]
+REFUSED = [pytest.param(*pair, id="-".join(pair)) for pair in PAIRS if not takes(*pair)]
+
+
+@functools.cache
+def spec_of(env_id: str, kwargs: str = "{}") -> EnvSpec:
+    backend = make_backend(EnvConfig(id=env_id, kwargs=json.loads(kwargs)), 1)
+    backend.close()
+    return backend.spec
+
+
+def learner_takes(config: Config) -> bool:
+    """Makes what the learner makes of a config; raises what the learner would end with."""
+    spec = spec_of(config.env.id, json.dumps(config.env.kwargs))
+    return Trainer(config, spec, ordinal=1).updates == 0
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != PRESETS], ids=lambda path: path.stem)
+def test_a_file_is_a_job_that_its_learner_takes(path: Path) -> None:
+    assert learner_takes(load(path, (), {}))
+
+
+@pytest.mark.parametrize(("name", "env_id"), TAKEN)
+def test_an_algorithm_has_a_preset_that_its_learner_takes_for_every_family_of_its_actions(
+    name: str, env_id: str
+) -> None:
+    config, _ = from_preset(name, env_id, [])
+    assert (config.algorithm["name"], config.env.id) == (name, env_id)
+    assert learner_takes(config)
+
+
+@pytest.mark.parametrize(("name", "env_id"), REFUSED)
+def test_an_algorithm_has_no_preset_for_actions_that_it_refuses(name: str, env_id: str) -> None:
+    with pytest.raises(ConfigError, match=f"no preset {name}_"):
+        from_preset(name, env_id, [])
+    config, _ = from_preset(name, OWN_ID[name], [])
+    with pytest.raises(ConfigError, match=r"takes (Box actions|one discrete action)") as refused:
+        make_actor(config.algorithm, config.network, spec_of(env_id), 1)
+    assert f"{env_id!r} has {spec_of(env_id).action.kind} " in str(refused.value)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_file_makes_a_valid_config_whose_network_and_algorithm_exist(path: Path) -> None:
+def test_a_file_is_named_after_its_algorithm(path: Path) -> None:
     config = load(path, (), {})
-    read_network(config.network)
     loaded: type[Algorithm] = algorithm_class(config.algorithm["name"])
     setting = next((word for word in path.stem.split("_") if word in SETTINGS), None)
     assert path.stem in ("defaults", "one_for_all") or config.algorithm["name"] in SETTINGS.get(setting, path.stem)

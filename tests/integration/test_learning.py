@@ -10,6 +10,7 @@ from jobs import Job
 from common.config import CONFIGS
 
 # Chance is 22 on CartPole, -1250 on Pendulum, 0.4 on Breakout; a job has over twice the steps that seeds 1 to 5 need.
+# A name is an overlay's, with settings on top of it if it has any; of those with settings, twice what seed 1 needs.
 # A rate that fell to zero with the steps would make a job's budget change how it learns.
 JOBS = {
     "cartpole_ppo": (195, 80_000),
@@ -23,14 +24,19 @@ JOBS = {
     "pendulum_ppo": (-700, 80_000),
     "minatar_breakout_ppo": (2.5, 200_000),
     "minatar_breakout_a2c": (2.5, 100_000),
+    "cartpole_ppo algorithm.rollback={}": (60, 40_000),
+    "cartpole_ppo algorithm.curiosity={}": (60, 40_000),
+    "cartpole_appo algorithm.vtrace=true": (60, 40_000),
+    "cartpole_ppo_lstm network.lstm=0 network.gru=64": (60, 40_000),
 }
 
 
-@pytest.mark.parametrize("name", JOBS)
-async def test_a_job_learns(name: str, tmp_path: Path) -> None:
-    goal, steps = JOBS[name]
-    overrides = [f"stop.episode_return={goal}", f"stop.steps={steps}", "learner.lr_schedule=constant"]
-    with Job(CONFIGS / f"{name}.yaml", tmp_path / "run", overrides) as job:
-        assert await job.ended(deadline_s=150) == 0, job.text()
-        result = job.result()
+@pytest.mark.parametrize("job", JOBS)
+async def test_a_job_learns(job: str, tmp_path: Path) -> None:
+    goal, steps = JOBS[job]
+    name, *settings = job.split()
+    overrides = [*settings, f"stop.episode_return={goal}", f"stop.steps={steps}", "learner.lr_schedule=constant"]
+    with Job(CONFIGS / f"{name}.yaml", tmp_path / "run", overrides) as running:
+        assert await running.ended(deadline_s=150) == 0, running.text()
+        result = running.result()
         assert result["outcome"] == "solved", f"mean return {result['episode_return']} after {result['steps']} steps"
