@@ -3,7 +3,9 @@
 A run that has been evaluated is not made again, so an interrupted script goes on where it was. Of each, figures and
 curve are kept in docs/results; table and pictures are made from these.
 
-    python -m benchmarks.results [--only NAME ...] [--runs runs/results]
+A run that was stopped with Ctrl-C before its end is evaluated, and its row marked, if --stopped is given.
+
+    python -m benchmarks.results [--only NAME ...] [--runs runs/results] [--stopped]
 """
 
 from __future__ import annotations
@@ -134,21 +136,28 @@ def headrace(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "services.control.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(job: Trained, seed: int, runs: Path) -> dict[str, Any]:
-    """Trains and evaluates one seed, unless that was done before; gives what its figures.json holds."""
+def measure(job: Trained, seed: int, runs: Path, stopped: bool = False) -> dict[str, Any]:
+    """Trains and evaluates one seed, unless that was done before; gives what its figures.json holds.
+
+    A run that was stopped is an error that says what to do, or evaluated as it is if `stopped` allows it.
+    """
     run = runs / f"{job.name}-{seed}"
     figures = run / "figures.json"
     if not figures.exists():
-        began = time.monotonic()
-        command = job.command(seed).split()[1:]
-        headrace(*command, f"run.dir={runs}", f"run.name={run.name}")
-        wall = time.monotonic() - began
+        wall: float | None = None
+        if not (run / "result.json").exists():
+            began = time.monotonic()
+            headrace(*job.command(seed).split()[1:], f"run.dir={runs}", f"run.name={run.name}")
+            wall = time.monotonic() - began
         result = json.loads((run / "result.json").read_text())
-        if result["outcome"] == "stopped":
-            raise SystemExit(f"{run} was stopped before its end: resume it, or remove it to begin again")
+        early = result["outcome"] == "stopped"
+        if early and not stopped:
+            raise SystemExit(f"{run} was stopped: headrace train --resume {run}, or --stopped to take it as it is")
         headrace("evaluate", str(run), "--episodes", "100")
         evaluation = json.loads((run / "evaluation.json").read_text())
-        found = {"steps": result["steps"], "frames": result["frames"], "wall_s": wall}
+        # A run that was resumed, or only evaluated here, has no clock but its own.
+        found = {"steps": result["steps"], "frames": result["frames"], "wall_s": wall or result["seconds"]}
+        found["stopped"] = early
         figures.write_text(json.dumps(found | {"mean": evaluation["mean"], "std": evaluation["std"]}))
     return dict(json.loads(figures.read_text()))
 
@@ -180,6 +189,7 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
     mean = statistics.fmean(m["mean"] for m in measured)
     std = statistics.fmean(m["std"] for m in measured)
     seeds = "" if len(measured) >= SEEDS else f", {len(measured)} of {SEEDS} seeds"
+    seeds += ", stopped early" if any(m.get("stopped") for m in measured) else ""
     reached = "above" if mean >= job.reference else "within one std" if mean + std >= job.reference else "**short**"
     cells = (job.environment, job.algorithm, f"`{job.command('N')}`", each("steps"), each("frames"), each("wall_s"))
     judged = (evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}{seeds}")
@@ -190,12 +200,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs, not all")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--stopped", action="store_true", help="take a run that was stopped as it is")
     arguments = parser.parse_args()
     for job in JOBS:
         if arguments.only is None or job.name in arguments.only:
             for seed in range(1, job.seeds + 1):
                 if not (KEPT / f"{job.name}-{seed}" / "figures.json").exists():
-                    measure(job, seed, arguments.runs)
+                    measure(job, seed, arguments.runs, arguments.stopped)
                     keep(arguments.runs / f"{job.name}-{seed}")
             print(_row_of(job), flush=True)
     done = [job for job in JOBS if kept(job)]
