@@ -214,6 +214,9 @@ class Config(Section):
         if self.env.envs % (n := self.learner.replicas):
             text = f"env.envs={self.env.envs} is no multiple of learner.replicas={n}, which train on equal columns"
             raise ConfigError(text, f"set env.envs to {-(-self.env.envs // n) * n}")
+        if (n := self.replay.servers) > (streams := self.env.servers * self.env.groups):
+            text = f"replay.servers={n} would deadlock: {streams} groups send to as many replay-servers at most"
+            raise ConfigError(text, f"set it to {streams}, or env.groups to {-(-n // self.env.servers)}")
         if self.learner.replayed.table:
             self._check_mix()
         if self.inference.hold_back and tables[self.learner.table].kind == "fifo":

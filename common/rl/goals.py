@@ -6,7 +6,7 @@ Knows no network and no table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,16 @@ from common.rl.settings import load_attribute
 
 KEY = "algorithm.reward"
 ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
+
+
+def check_hindsight(table: str, k: int, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a table exchanges goals, `k` of k + 1, for an algorithm that would keep the old rewards."""
+    if k and not options.get("reward"):
+        raise ConfigError(
+            f"replay.tables.{table}.her.k={k} with {KEY}={options.get('reward', '')!r}: nobody gives exchanged goals "
+            "their rewards",
+            f"set {KEY}, of an algorithm that has it, to package.module:function, or her.k to 0",
+        )
 
 
 class Goals:
@@ -50,7 +60,7 @@ class Goals:
         reward, over = given if isinstance(given, tuple) else (given, None)
         own = self._as_items(reward, batch.reward)
         reward = torch.where(batch.relabelled, own, batch.reward)
-        # A step is discounted unless it ended its episode: the largest of the batch, since steps are single.
+        # The largest is that of a step that ends nothing: the table gives it to all that it relabels, ended or not.
         onward = batch.discount.max().expand_as(batch.discount)
         if over is not None:
             onward = onward * (1.0 - self._as_items(over, batch.discount))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,11 +23,12 @@ PRIORITIES_IN_FLIGHT = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A Batch, and the replay-server and its life that it is from."""
+    """A Batch, the replay-server and its life that it is from, and N times its share of a draw from N items in all."""
 
     batch: Batch
     shard: int
     life: int
+    odds: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Feed:
         self._ahead = 0
         self._turn = 0
         self._random = np.random.default_rng(config.run.seed)
-        # The shards' priority masses, as far as they are known: a ring's draws are shared out by them.
-        self._masses = {name: np.ones(len(shards)) for name in config.replay.tables}
+        # The shards' priority masses and sizes as last heard: a ring's draws are shared out by the masses.
+        self._known = {name: (np.ones(len(shards)), np.zeros(len(shards))) for name in config.replay.tables}
         self._priorities: set[asyncio.Task[object]] = set()
         self._queue: asyncio.Queue[Draw] = asyncio.Queue(config.learner.prefetch)
         self._fetcher = None if config.synchronous else asyncio.create_task(self._prefetch())
@@ -138,24 +139,26 @@ class Feed:
 
     async def _share_out(self, table: str, n: int, version: int) -> tuple[Part, ...]:
         """Draws `n` items of a ring from all its live shards, each with the probability it has in the whole."""
-        masses = self._masses[table]
+        masses, sizes = self._known[table]
         while True:
             live = np.array([client.live for client in self._shards])
             mass = masses * live if live.any() else masses
-            counts = self._random.multinomial(n, mass / mass.sum())
+            shares = mass / mass.sum()
+            counts = self._random.multinomial(n, shares)
             asked = [self._ask(s, Sample(table, int(k), version)) for s, k in enumerate(counts) if k]
-            parts = tuple(part for part in await asyncio.gather(*asked) if part is not None)
+            parts = [part for part in await asyncio.gather(*asked) if part is not None]
             for part in parts:
-                masses[part.shard] = part.batch.mass
+                masses[part.shard], sizes[part.shard] = part.batch.mass, part.batch.size
             if parts:
-                return parts
+                # Not by the masses that came with them: priorities may have changed since these shares were known.
+                odds = shares * sizes[shares > 0].sum()
+                return tuple(replace(part, odds=float(odds[part.shard])) for part in parts)
 
     async def _ask(self, shard: int, sample: Sample) -> Part | None:
         client = self._shards[shard]
         try:
-            batch: Batch = await client.request(sample)
+            return Part(await client.request(sample), shard, client.server_life)
         except PeerLost:
             if len(self._shards) == 1:
                 raise
             return None
-        return Part(batch, shard, client.server_life)

@@ -116,7 +116,7 @@ class Learner:
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":
-            drawn, batches = join([part.batch for part in draw.online]), self._config.learner.per_request
+            drawn, batches = join([(p.batch, p.odds) for p in draw.online]), self._config.learner.per_request
             return trainer.update_in_turn(drawn, batches, self._tally.progress())
         arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed]) if draw.replayed else stage(unrolls)
         return self.replicas.update(trainer, arrays, self._tally.progress())

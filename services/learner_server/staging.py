@@ -57,20 +57,19 @@ def mix(online: Sequence[Arrays], replayed: Sequence[Arrays]) -> Arrays:
     return batch | {"online": np.arange(batch["reward"].shape[1]) < columns}
 
 
-def join(batches: Sequence[Batch]) -> Arrays:
+def join(parts: Sequence[tuple[Batch, float]]) -> Arrays:
     """Gives what several shards of a ring drew as one batch, of transitions [n, ...] or sequences [T, n, ...].
 
     `relative` [n] float32 is N·P: 1 where each of the N items is as likely as any other. Within a shard an item has
-    probability p, and in the whole p times the shard's share of the priority mass.
+    probability p, and in the whole p times the shard's share of the draw: with each Batch comes N times that.
     """
-    named = [batch.arrays for batch in batches]
+    named = [batch.arrays for batch, _ in parts]
     if "mask" in named[0]:
         joined = stage([{("valid" if name == "mask" else name): x for name, x in part.items()} for part in named])
     else:
         joined = {n: np.concatenate([part[n] for part in named]) for n in named[0] if n not in _ABOUT}
-    mass, size = sum(batch.mass for batch in batches), sum(batch.size for batch in batches)
-    odds = [batch.arrays["probabilities"] * (batch.mass / mass * size) for batch in batches]
-    return joined | {"relative": np.concatenate(odds).astype(np.float32)}
+    relative = [batch.arrays["probabilities"] * odds for batch, odds in parts]
+    return joined | {"relative": np.concatenate(relative).astype(np.float32)}
 
 
 def in_turn(drawn: Arrays, batches: int) -> list[Arrays]:

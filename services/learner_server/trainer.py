@@ -15,6 +15,7 @@ from common.rl import ranks
 from common.rl.actor import pack_weights, weights_layout
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import to_batch
+from common.rl.goals import check_hindsight
 from common.rl.registry import named_algorithm
 from common.rl.replayed import to_transitions
 from common.rl.stacks import stack
@@ -64,6 +65,7 @@ class Trainer:
                 f"{algorithm.__name__} trains on {algorithm.batches}",
                 f"set it to {_KINDS[algorithm.batches]}",
             )
+        check_hindsight(learner.table, table.her.k, options)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self.layout = json.dumps([config.network, weights_layout(self.policy)])

@@ -6,6 +6,14 @@ import numpy as np
 
 from common.types import Arrays
 
+_NO_EPISODES: Arrays = {
+    "episode_returns": np.zeros(0, np.float32),
+    "episode_lengths": np.zeros(0, np.int32),
+    "episode_origins": np.zeros((0, 2), np.int64),
+}
+# Made once: most reports are without news, where batches are many.
+_NO_NEWS = _NO_EPISODES | {"counters": np.zeros((0, 4), np.int64)}
+
 
 class Ledger:
     """Cumulative counters per stream life, merged by maximum, so that a repeated or lost message changes nothing."""
@@ -13,9 +21,7 @@ class Ledger:
     def __init__(self) -> None:
         self._streams: dict[int, tuple[int, int, int]] = {}
         self._changed: set[int] = set()
-        self._returns: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-        self._origins: list[tuple[int, int]] = []
+        self._episodes: list[Arrays] = []
 
     def record(self, life: int, totals: tuple[int, int, int], arrays: Arrays) -> None:
         """Counts a stored unroll: its stream's (number, steps, frames) so far, and the episodes that ended in it."""
@@ -24,27 +30,22 @@ class Ledger:
             return
         self._streams[life] = (totals[0], max(known[1], totals[1]), max(known[2], totals[2]))
         self._changed.add(life)
-        if len(arrays["episode_returns"]):
+        if ended := len(arrays["episode_returns"]):
             # Copies: a view would keep the whole unroll alive.
-            self._returns.append(arrays["episode_returns"].copy())
-            self._lengths.append(arrays["episode_lengths"].copy())
-            self._origins += [(life, totals[0])] * len(arrays["episode_returns"])
+            copies = {name: arrays[name].copy() for name in ("episode_returns", "episode_lengths")}
+            self._episodes.append(copies | {"episode_origins": np.array([(life, totals[0])] * ended, np.int64)})
 
     def report(self) -> Arrays:
         """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them."""
+        if not self._changed:
+            return dict(_NO_NEWS)
+        parts = [_NO_EPISODES, *self._episodes]
+        news = {name: np.concatenate([part[name] for part in parts]) for name in _NO_EPISODES}
         rows = [(life, *self._streams[life]) for life in sorted(self._changed)]
-        news = {
-            "counters": np.array(rows, np.int64).reshape(-1, 4),
-            "episode_returns": np.concatenate([np.zeros(0, np.float32), *self._returns]),
-            "episode_lengths": np.concatenate([np.zeros(0, np.int32), *self._lengths]),
-            "episode_origins": np.array(self._origins, np.int64).reshape(-1, 2),
-        }
         self._changed.clear()
-        self._returns.clear()
-        self._lengths.clear()
-        self._origins.clear()
-        return news
+        self._episodes.clear()
+        return news | {"counters": np.array(rows, np.int64)}
 
     def repeat_all(self) -> None:
-        """Makes the next report tell every stream's totals: a new learner may know less."""
+        """Makes the next report tell every stream's totals, of ended ones too: a new learner may know less."""
         self._changed.update(self._streams)

@@ -182,12 +182,9 @@ class ReplayServer:
                 f"the batch goes without {', '.join(answer.missing)}: no unroll within "
                 f"{self._context.config.replay.group_deadline_s:g} s (replay.group_deadline_s)"
             )
-        arrays = self._ledger.report()
+        arrays = self._ledger.report() | (answer.arrays or {})
         arrays["origins"] = np.array([(u.life, u.number) for u in answer.unrolls], np.int64).reshape(-1, 2)
-        if answer.arrays is not None:
-            arrays.update(answer.arrays)
-        for i, unroll in enumerate(answer.unrolls):
-            arrays.update({f"{i}/{key}": array for key, array in unroll.arrays.items()})
+        arrays |= {f"{i}/{key}": array for i, u in enumerate(answer.unrolls) for key, array in u.arrays.items()}
         table = self._tables[name]
         answer.token.reply(Batch(len(answer.unrolls), table.size, table.mass, table.discarded, answer.missing, arrays))
 
@@ -208,14 +205,11 @@ class ReplayServer:
     def _measure(self, name: str, table: Table) -> None:
         """Brings the metrics up to the table's own counts."""
         m = self._metrics
-        totals: dict[Counter, float] = {
-            m.inserts.labels(name): table.inserts,
-            m.samples.labels(name): table.samples,
-            m.discarded.labels(name): table.discarded,
-        }
-        totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
         ring = self._rings.get(name)  # a fifo table has zeros: a panel without data looks broken
-        totals[m.stale.labels(name)] = ring.stale if ring else 0
+        counts = {m.inserts: table.inserts, m.samples: table.samples, m.discarded: table.discarded}
+        counts[m.stale] = ring.stale if ring else 0
+        totals: dict[Counter, float] = {counter.labels(name): count for counter, count in counts.items()}
+        totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
         m.ahead.labels(name).set(ring.ahead if ring else 0)
         for counter, total in totals.items():
             counter.inc(total - self._counted.get(counter, 0))
@@ -244,7 +238,6 @@ async def run(context: Context) -> None:
         context.stopping.set()
 
     try:
-        checkpoints = [replay.keeper.write_forever()] if context.config.replay.checkpoint_s else []
-        await until_stopped(context, [replay.poll_forever(), until_finished(), *checkpoints])
+        await until_stopped(context, [replay.poll_forever(), until_finished(), replay.keeper.write_forever()])
     finally:
         replay.server.close()

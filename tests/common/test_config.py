@@ -178,6 +178,10 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
         r"learner\.per_request=2: a fifo table has nothing to draw.*set it to 1",
     ),
     (
+        {"replay": {"servers": 5, "max_policy_lag": 4}, "env": {"servers": 2}, "learner": {"batch": 4}},
+        r"replay\.servers=5 would deadlock: 4 groups send to as many.*set it to 4, or env\.groups to 3",
+    ),
+    (
         {"inference": {"hold_back": 1}},
         r"inference\.hold_back=1 would deadlock at replay\.max_policy_lag=0.*set replay\.max_policy_lag to 67 or more",
     ),
@@ -197,6 +201,7 @@ def test_settings_that_would_deadlock_are_refused(tree: dict[str, Any], message:
 
 def test_settings_just_this_side_of_a_deadlock_are_taken() -> None:
     validate({"replay": {"max_policy_lag": 4}, "learner": {"batch": 64}})
+    validate({"replay": {"servers": 4, "max_policy_lag": 4}, "env": {"servers": 2}, "learner": {"batch": 4}})
     validate({"replay": {"tables": {"experience": UNIFORM}}, "learner": {"batch": 100}})
     tables = {"experience": {}, "ring": UNIFORM}
     validate({"replay": {"tables": tables}, "rollout": {"tables": ["experience", "ring"]}})

@@ -135,6 +135,30 @@ def test_a_command_of_compose_is_one_that_the_image_has(name: str, monkeypatch: 
     assert f" AS {image}\n" in (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["replay-server", "learner-server"])
+def test_checkpoints_go_to_a_claim_that_outlives_the_pod(
+    overlay: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    run_dir = service_arguments(ROLES[name], arguments(overlay, name, tmp_path)[1:]).run_dir
+    assert run_dir == Path("runs") / environment(overlay, name)["JOB_RUN"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(overlay, name)["volumeMounts"]}
+    claims = [
+        volume["name"] for volume in workloads(overlay)[name]["spec"]["volumes"] if "persistentVolumeClaim" in volume
+    ]
+    if name == "replay-server":
+        claims += [c["metadata"]["name"] for c in named(overlay, "StatefulSet", name)["spec"]["volumeClaimTemplates"]]
+    assert mounts["/opt/headrace/runs"] in claims
+
+
+@pytest.mark.parametrize("name", ["replay-server", "learner-server"])
+def test_checkpoints_of_compose_go_to_the_volume_of_runs(name: str) -> None:
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
+    assert "--run-dir runs/${JOB_RUN} " in service["command"]
+    assert service["volumes"] == ["./configs:/opt/headrace/configs:ro", "runs:/opt/headrace/runs"]
+
+
 @pytest.mark.parametrize("name", ROLES)
 def test_liveness_and_readiness_are_told_apart(name: str) -> None:
     spec = container(".", name)

@@ -76,7 +76,8 @@ def drawn(priorities: list[float], picks: list[int], rewards: list[float], **mor
 
 
 def test_items_of_two_shards_have_the_relative_probabilities_they_have_in_one_table() -> None:
-    batch = join([drawn([1.0, 3.0], [0, 1, 1], [10, 11, 11]), drawn([4.0], [0], [20])])
+    # Half of the draw goes to each, of 3 items in all.
+    batch = join([(drawn([1.0, 3.0], [0, 1, 1], [10, 11, 11]), 3 / 2), (drawn([4.0], [0], [20]), 3 / 2)])
     assert batch["reward"].tolist() == [10, 11, 11, 20]
     # One table of 3 items with priorities 1, 3 and 4.
     assert batch["relative"].tolist() == [3 * 1 / 8, 3 * 3 / 8, 3 * 3 / 8, 3 * 4 / 8]
@@ -108,7 +109,7 @@ def test_sequences_are_dealt_out_by_column_with_their_states_and_odds() -> None:
 
 
 def test_uniform_draws_are_as_likely_as_any() -> None:
-    assert join([drawn([1.0] * 7, [3, 6], [0, 0])])["relative"].tolist() == [1.0, 1.0]
+    assert join([(drawn([1.0] * 7, [3, 6], [0, 0]), 7.0)])["relative"].tolist() == [1.0, 1.0]
 
 
 def test_the_mask_of_sequences_says_which_steps_are_valid() -> None:
@@ -117,7 +118,7 @@ def test_the_mask_of_sequences_says_which_steps_are_valid() -> None:
         "mask": np.array([[True, True], [True, False], [False, False]]),
         "state.h": np.ones((2, 4), np.float32),
     }
-    batch = join([drawn([1.0, 1.0], [0, 1], [], **sequence), drawn([1.0, 1.0], [0, 1], [], **sequence)])
+    batch = join([(drawn([1.0, 1.0], [0, 1], [], **sequence), 2.0)] * 2)
     assert batch["valid"].tolist() == [[True] * 4, [True, False, True, False], [False] * 4]
     assert batch["state.h"].shape == (4, 4)
     assert batch["relative"].tolist() == [1.0] * 4

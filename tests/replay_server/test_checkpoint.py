@@ -133,6 +133,31 @@ def test_what_a_restored_table_has_missed_is_counted_and_not_bridged(tmp_path: P
     assert other.lost == 12
 
 
+def test_what_an_empty_table_has_missed_is_told_by_streams_that_do_not_begin() -> None:
+    world, table = World(3, 1, seed=1), table_of(KINDS["uniform"])
+    for slot in "abc":
+        world.begin(slot, 2)
+    world.skip("a")
+    world.skip("b")
+    world.skip("b")
+    for slot in "abc":
+        put(table, world.unroll(slot))
+    # Three unrolls of three steps of two environments; stream c is new.
+    assert table.lost == 18
+
+
+def test_a_stream_that_comes_back_after_all_of_it_was_overwritten_has_lost_nothing() -> None:
+    world, table = World(3, 1, seed=1), table_of(KINDS["uniform"])
+    for slot in "ab":
+        world.begin(slot, 2)
+        put(table, world.unroll(slot))
+    # Room for 60 steps: ten unrolls of stream b.
+    for _ in range(10):
+        put(table, world.unroll("b"))
+    put(table, world.unroll("a"))
+    assert table.lost == 0
+
+
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
     world, table = World(3, 1, seed=1), table_of(KINDS["uniform"])
     world.begin("a", 2)
@@ -248,6 +273,36 @@ async def test_a_killed_replay_server_comes_back_with_its_tables_and_says_what_i
                     service.kill()
 
 
+@pytest.mark.parametrize(
+    ("checkpoint_s", "why"), [(0.0, "replay.checkpoint_s is 0"), (600.0, "there is no checkpoint yet")]
+)
+async def test_a_table_that_starts_empty_amid_a_job_says_so_and_what_is_lost(checkpoint_s: float, why: str) -> None:
+    with short_dir() as directory:
+        settings = job(directory)
+        settings["replay"]["checkpoint_s"] = checkpoint_s
+        config = write_config(directory / "job.yaml", settings)
+        peers = Peers(load(config, (), {}), World(4, 1, seed=3))
+        first = Service("replay", config, directory)
+        second = None
+        try:
+            for _ in range(3):
+                await peers.insert()
+            assert "empty" not in first.text()
+            first.kill()
+            second = Service("replay", config, directory)
+            await peers.insert()
+            said = f"table experience starts empty: {why}; at least 24 steps that it held are lost"
+            await until(lambda: said in second.text(), said)
+            health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
+            assert health["notice"] == said
+        finally:
+            for client in (peers.env, peers.learner):
+                client.close()
+            for service in (first, second):
+                if service is not None:
+                    service.kill()
+
+
 def _fetch(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return bytes(answer.read())
@@ -257,6 +312,15 @@ def _fetch(url: str) -> bytes:
     ("tree", "message"),
     [
         ({"n_step": 3}, r"experience\.n_step=3 without a discount"),
+        (
+            {"n_step": 3, "discount": 0.9, "her": {"k": 4}},
+            r"experience\.her\.k=4 with replay.*\.n_step=3: .*\(set replay\.tables\.experience\.n_step to 1, or",
+        ),
+        (
+            {"sequence": 8, "period": 4, "her": {"k": 1}},
+            r"experience\.her\.k=1 with .*\.sequence=8: .*\.sequence to 0, or replay\.tables\.experience\.her\.k to 0",
+        ),
+        ({"kind": "unrolls", "her": {"k": 1}}, r"her\.k=1 with .*\.kind=unrolls: .*\.kind to uniform or prioritized"),
         ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
         ({"sequence": 8, "period": 0}, r"experience\.period=0 is no multiple"),
         ({"sequence": 8, "period": 4, "capacity": 31}, r"experience\.capacity=31 would deadlock.*at least 32\)"),

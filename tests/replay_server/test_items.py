@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import Step, World
 
 from common.config import TableConfig
 from common.errors import ConfigError, ProtocolError
+from common.rl.goals import Goals
+from common.rl.replayed import to_transitions
 from common.rl.stacks import stacked
 from common.types import Arrays
 from services.replay_server.ring.items import n_step
@@ -273,6 +276,29 @@ def test_hindsight_replaces_goals_by_what_the_same_episode_reached(
         assert set(drawn["observation.desired_goal"][chosen, 0]) == wanted
     # An action's own outcome comes without a change.
     assert set(drawn["next_observation.achieved_goal"][drawn["observation.obs"][:, 0] == 13, 0]) == {-20.0}
+
+
+def test_relabelled_steps_are_discounted_as_ones_that_end_nothing_even_where_all_ended() -> None:
+    table = table_of(4, 100, her={"k": 1}, discount=0.9)
+    for number in range(1, 5):
+        unroll = goals(number, [])
+        unroll.arrays["terminated"][:] = unroll.arrays["first"][1:] = True
+        put(table, unroll)
+    drawn = draw(table, 200)
+    np.testing.assert_array_equal(drawn["discount"], np.where(drawn["relabelled"], np.float32(0.9), 0))
+    batch = to_transitions(drawn | {"relative": np.ones(200, np.float32)}, torch.device("cpu"))
+    found = Goals("by_hand:sparse").relabel(batch).discount
+    np.testing.assert_array_equal(found, drawn["discount"])
+
+
+def test_streams_of_which_nothing_is_left_are_forgotten() -> None:
+    world, table = World(2, 2, seed=3), table_of(2, 24)
+    for life in range(200):
+        world.begin(f"env-{life}", 2)
+        for _ in range(2):
+            put(table, world.unroll(f"env-{life}"))
+    # Room for six unrolls, so for no more than three of these streams.
+    assert len(table.freeze()["streams"]) == 3
 
 
 def test_hindsight_without_goals_is_refused() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from common.config import TableConfig
+from common.errors import ConfigError
 from common.types import Arrays, prefixed
 from services.replay_server.ring.storage import Storage
 
@@ -179,6 +180,7 @@ class Hindsight:
     def __init__(self, storage: Storage, config: TableConfig) -> None:
         self._storage, self._transitions = storage, Transitions(storage, config)
         self._share, self._strategy = config.her.k / (config.her.k + 1), config.her.strategy
+        self._discount = config.discount or 1.0
         # Of each step's episode: the id of its first step, and the steps that are left of it.
         self._start, self._left = np.empty((2, storage.capacity), np.int64)
         self.tables: Arrays = {"start": self._start, "left": self._left, **self._transitions.tables}
@@ -206,10 +208,11 @@ class Hindsight:
 
     def gather(self, positions: np.ndarray, random: np.random.Generator) -> Arrays:
         """What Transitions gives, with desired_goal an achieved_goal of the same episode where `relabelled` [n] bool
-        says so: the rewards there are to be computed again."""
+        says so: the rewards there are to be computed again, and the discounts are those of a step that ends nothing."""
         storage, drawn = self._storage, self._transitions.gather(positions, random)
         drawn["relabelled"] = random.random(len(positions)) < self._share
         chosen = np.flatnonzero(drawn["relabelled"])
+        drawn["discount"][chosen] = self._discount
         since, left = positions[chosen], self._left.take(positions[chosen])
         if self._strategy == "episode":
             # What was evicted of the episode is no goal any more.
@@ -230,6 +233,21 @@ def kind_of(config: TableConfig) -> type[Items]:
     if config.kind == "unrolls":
         return Unrolls
     return Sequences if config.sequence else Hindsight if config.her.k else Transitions
+
+
+def check_hindsight(key: str, table: TableConfig) -> None:
+    """Raises ConfigError if goals would not be exchanged, or be exchanged in items that cannot be rewarded anew."""
+    wrong = (
+        ("kind", table.kind if table.kind == "unrolls" else None, "uniform or prioritized"),
+        ("sequence", table.sequence or None, "0"),
+        ("n_step", table.n_step if table.n_step > 1 else None, "1"),
+    )
+    for name, value, right in wrong:
+        if value is not None:
+            raise ConfigError(
+                f"{key}.her.k={table.her.k} with {key}.{name}={value}: goals are exchanged in transitions of one step",
+                f"set {key}.{name} to {right}, or {key}.her.k to 0",
+            )
 
 
 # The prefixes of what each kind needs once per chunk.

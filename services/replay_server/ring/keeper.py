@@ -20,6 +20,9 @@ class RingKeeper:
         self._context = context
         self._rings = rings
         self._poll = poll
+        # Of each ring that was not restored, why.
+        written = context.config.replay.checkpoint_s
+        self._empty = dict.fromkeys(rings, "there is no checkpoint yet" if written else "replay.checkpoint_s is 0")
         self._lost = dict.fromkeys(rings, 0)
         self._sized: set[str] = set()
 
@@ -28,8 +31,10 @@ class RingKeeper:
         for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
             if (saved := checkpoint.read(self._path(name))) is None:
                 continue
-            said = "starts empty: its checkpoint was made with other settings"
+            self._empty[name] = "its checkpoint was made with other settings"
+            said = f"starts empty: {self._empty[name]}"
             if table.restore(saved["table"]):
+                del self._empty[name]
                 said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
                 said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
             self._lost[name] = table.lost
@@ -37,8 +42,8 @@ class RingKeeper:
 
     async def write_forever(self) -> None:
         """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""
-        while True:
-            await asyncio.sleep(self._context.config.replay.checkpoint_s)
+        while interval := self._context.config.replay.checkpoint_s:
+            await asyncio.sleep(interval)
             for name, table in self._rings.items():
                 await self._write(name, table)
 
@@ -63,9 +68,14 @@ class RingKeeper:
                     f"table {name} keeps {table.capacity} steps: that many fit into {limit} bytes "
                     f"(replay.tables.{name}.max_bytes)"
                 )
-            if table.lost > self._lost[name]:
-                self._lost[name] = table.lost
-                self._context.health.say(f"table {name} has lost {table.lost} steps that came after its checkpoint")
+            # What a ring holds is never more than its capacity.
+            lost = min(table.lost, table.capacity) if name in self._empty else table.lost
+            if lost > self._lost[name]:
+                self._lost[name] = lost
+                said = f"has lost {lost} steps that came after its checkpoint"
+                if name in self._empty:
+                    said = f"starts empty: {self._empty[name]}; at least {lost} steps that it held are lost"
+                self._context.health.say(f"table {name} {said}")
 
     def _path(self, name: str) -> Path:
         if self._context.run_dir is None:

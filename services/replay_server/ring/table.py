@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
 from services.replay_server.ring.budget import Budget, Contents
+from services.replay_server.ring.items import check_hindsight
 from services.replay_server.ring.rate_limiter import RateLimiter
 from services.replay_server.ring.selectors import selector_of
 from services.replay_server.ring.storage import Layout, layout_of
@@ -30,9 +32,13 @@ class _Stream:
     """Where a stream stands: the ids [B] of its newest chunks, and what the table's items keep of it."""
 
     life: int
-    number: int
+    number: int = 0
     ids: np.ndarray | None = None
     memory: Arrays = field(default_factory=dict)
+
+    @property
+    def newest(self) -> int:
+        return -1 if self.ids is None else int(self.ids[-1])
 
 
 class RingTable:
@@ -41,7 +47,7 @@ class RingTable:
     With `config.max_bytes` as many of them as fit, which must be `least`; `capacity` says how many steps that are.
     `largest_insert` (steps) and `largest_sample` (items) bound one request where `samples_per_insert` couples both
     sides. `inserts` counts valid steps ever stored, `samples` items ever drawn, `stale` keys of priorities that came
-    too late, `lost` steps that a restored table has missed.
+    too late, `lost` steps that were inserted before this process and are not here, as far as streams that go on tell.
     """
 
     def __init__(
@@ -284,15 +290,28 @@ class RingTable:
         assert self._contents is not None
         storage, items = self._contents
         steps, columns = unroll.arrays["reward"].shape
-        missed = unroll.number - stream.number - 1 if stream and stream.life == unroll.life else -1
-        self.lost += max(0, missed) * steps * columns
-        if stream is None or missed or stream.ids is None or len(stream.ids) != columns:
-            stream = self._streams[unroll.slot] = _Stream(unroll.life, unroll.number)
+        if stream is None or stream.life != unroll.life:
+            stream = _Stream(unroll.life)
+        missed = unroll.number - stream.number - 1
+        # Once anything was evicted, a stream that is not known may have been forgotten: it says nothing.
+        if unroll.slot in self._streams or not storage.oldest:
+            self.lost += max(0, missed) * steps * columns
+        if missed or stream.ids is None or len(stream.ids) != columns:
+            stream = _Stream(unroll.life)
         stream.number = unroll.number
         stream.ids, overwritten = storage.put(unroll.arrays, stream.ids)
         for positions in overwritten:
             self._selector.clear(positions)
         self._selector.add(*items.complete(stream.ids, unroll.number, stream.memory))
+        self._remember(unroll.slot, stream, storage.oldest)
+
+    def _remember(self, slot: str, stream: _Stream, oldest: int) -> None:
+        """Puts a stream behind the others, and forgets those of which nothing is left: they come and go."""
+        self._streams.pop(slot, None)
+        self._streams[slot] = stream
+        # They stand in the order of their newest chunks, which is that of eviction.
+        for gone in [*takewhile(lambda slot: self._streams[slot].newest < oldest, self._streams)]:
+            del self._streams[gone]
 
     def _draw_next(self) -> Drawn | None:
         if not self._wanted or self._contents is None or not self.size:
@@ -330,6 +349,8 @@ def make_ring(name: str, config: Config) -> RingTable:
 def _least(key: str, table: TableConfig, config: Config) -> int:
     """Gives the steps that a ring must keep for its items to be made; raises ConfigError if they never could be."""
     unroll = config.rollout.unroll
+    if table.her.k:
+        check_hindsight(key, table)
     if table.n_step > 1 and table.discount is None:
         raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
     if table.sequence and (table.period == 0 or table.period % unroll):

@@ -51,6 +51,10 @@ def test_environment_chooses_config_settings_run_tag_and_ports() -> None:
         *("python", "-m", "services.learner_server", "--config", "configs/pendulum_ppo.yaml"),
         *("--run-dir", "runs/second", "learner.lr=3e-4", "env.envs=4"),
     ]
+    assert found["replay-server"]["command"] == [
+        *("python", "-m", "services.replay_server", "--config", "configs/pendulum_ppo.yaml"),
+        *("--run-dir", "runs/second", "learner.lr=3e-4", "env.envs=4"),
+    ]
     assert [found[name]["image"] for name in JOB] == [
         *("headrace-slim:mine", "headrace:mine", "headrace-slim:mine", "headrace:mine")
     ]

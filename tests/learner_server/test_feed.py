@@ -1,0 +1,187 @@
+"""A learner's draws from several rings: real tables behind clients that need no wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from common.config import Config, TableConfig, validate
+from common.errors import PeerLost
+from common.messages import Batch, Ok, Sample, UpdatePriorities
+from common.transport.client import Client
+from common.types import Arrays
+from services.learner_server.feed import PRIORITIES_IN_FLIGHT, Draw, Feed
+from services.learner_server.staging import join
+from services.replay_server.ring.table import RingTable
+from services.replay_server.unroll import Drawn, Unroll
+
+TABLE: dict[str, Any] = {"kind": "prioritized", "capacity": 100, "alpha": 1.0}
+
+
+class Shard:
+    """One replay-server's table of `items`, each with its number as its reward; `answering` holds priorities back."""
+
+    server_life = 5
+
+    def __init__(self, items: Sequence[int]) -> None:
+        self.live, self.lost = True, False
+        self.answering = asyncio.Event()
+        self.answering.set()
+        T = len(items)
+        self._table = RingTable("experience", TableConfig(**TABLE), T, largest_insert=T, largest_sample=99, seed=T)
+        arrays: Arrays = {
+            "observation.obs": np.zeros((T + 1, 1, 1), np.float32),
+            "first": np.zeros((T + 1, 1), np.bool_),
+            "action": np.zeros((T, 1), np.int64),
+            "reward": np.array(items, np.float32)[:, None],
+            **{name: np.zeros((T, 1), np.bool_) for name in ("terminated", "truncated")},
+            "valid": np.ones((T, 1), np.bool_),
+        }
+        unroll = Unroll("env-0/0", 1, 1, 0, arrays)
+        self._table.check(unroll)
+        self._table.insert(unroll, "insert")
+        self._table.poll(0.0)
+
+    def weigh(self, priorities: Sequence[float]) -> None:
+        """Gives the items these priorities before the next draw."""
+        self._table.update({"keys": np.arange(len(priorities)), "priorities": np.array(priorities)})
+
+    @property
+    def mass(self) -> float:
+        return self._table.mass
+
+    async def request(self, message: Sample | UpdatePriorities) -> Batch | Ok:
+        if self.lost:
+            raise PeerLost("gone")
+        if isinstance(message, UpdatePriorities):
+            await self.answering.wait()
+            self._table.update(message.arrays, stale=message.life != self.server_life)
+            return Ok()
+        self._table.sample(message.n, message.version, "draw")
+        (answer,) = self._table.poll(0.0)
+        assert isinstance(answer, Drawn)
+        assert answer.arrays is not None
+        return Batch(0, self._table.size, self._table.mass, 0, (), answer.arrays)
+
+
+@asynccontextmanager
+async def feeding(*shards: Shard) -> AsyncIterator[Feed]:
+    config: Config = validate(
+        {
+            "env": {"groups": len(shards)},
+            "replay": {"servers": len(shards), "tables": {"experience": TABLE}},
+            "learner": {"batch": 50},
+        }
+    )
+    feed = Feed(config, cast(list[Client], list(shards)), 1, 0)
+    try:
+        yield feed
+    finally:
+        await feed.close()
+
+
+def staged(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """The items of a draw by number, and what the learner is told of their odds."""
+    joined = join([(part.batch, part.odds) for part in draw.online])
+    return joined["reward"].astype(np.int64), joined["relative"].astype(np.float64)
+
+
+async def test_items_are_drawn_as_often_as_their_share_of_all_shards_says() -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    priorities = np.arange(1.0, 16.0)
+    shards[0].weigh(priorities[:5])
+    shards[1].weigh(priorities[5:])
+    chances = priorities / priorities.sum()
+    counts, draws = np.zeros(15), 200
+    async with feeding(*shards) as feed:
+        # Before the first answers nobody knows the masses.
+        await feed.next()
+        for _ in range(draws):
+            items, relative = staged(await feed.next())
+            np.testing.assert_allclose(relative, 15 * chances[items], rtol=1e-6)
+            counts += np.bincount(items, minlength=15)
+    deviation = np.sqrt(50 * draws * chances * (1 - chances))
+    assert (np.abs(counts - 50 * draws * chances) < 5 * deviation).all()
+
+
+async def test_importance_is_unbiased_while_the_masses_of_the_shards_change_from_draw_to_draw() -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    weights, draws = np.zeros(15), 400
+    async with feeding(*shards) as feed:
+        for turn in range(draws):
+            large, small = shards[turn % 2], shards[1 - turn % 2]
+            large.weigh([10.0 + k for k in range(5 if large is shards[0] else 10)])
+            small.weigh([1.0 + k / 10 for k in range(5 if small is shards[0] else 10)])
+            items, relative = staged(await feed.next())
+            np.add.at(weights, items, 1.0 / relative)
+    # An item's 1/P sums to the number of draws; of the least likely it is 150 every other time: 5 deviations are 0.31.
+    np.testing.assert_allclose(15 * weights / (50 * draws), 1.0, atol=0.35)
+
+
+async def test_the_mean_weight_is_one_before_anything_is_known_of_the_masses() -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    shards[1].weigh([100.0] * 10)
+    async with feeding(*shards) as feed:
+        items, relative = staged(await feed.next())
+    # Half of the draw goes to either shard: 15 · 1/2 · 1/5, and 15 · 1/2 · 1/10.
+    np.testing.assert_allclose(relative, np.where(items < 5, 1.5, 0.75))
+
+
+async def test_a_shard_that_is_lost_is_left_out_and_its_items_are_not_counted() -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    async with feeding(*shards) as feed:
+        await feed.next()
+        await feed.next()
+        shards[0].live = False
+        await feed.next()
+        items, relative = staged(await feed.next())
+        assert items.min() >= 5
+        np.testing.assert_allclose(relative, 1.0)
+        shards[0].live = shards[0].lost = True
+        for _ in range(3):
+            items, _ = staged(await feed.next())
+        assert items.min() >= 5
+
+
+async def turns(count: int = 20) -> None:
+    """Lets everything that can run without an answer do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_draws_go_on_while_priorities_are_unanswered_up_to_a_bound() -> None:
+    shard = Shard(range(5))
+    mass = shard.mass
+    shard.answering.clear()
+    async with feeding(shard) as feed, asyncio.timeout(20):
+        for _ in range(PRIORITIES_IN_FLIGHT):
+            await feed.prioritize(await feed.next(), np.full(50, 9.0))
+        draw = await feed.next()
+        one_more = asyncio.ensure_future(feed.prioritize(draw, np.full(50, 9.0)))
+        await turns()
+        assert not one_more.done()
+        assert shard.mass == mass
+        shard.answering.set()
+        await one_more
+        await turns()
+        await feed.next()
+        await feed.next()
+        assert shard.mass == pytest.approx(5 * 9.0)
+
+
+async def test_each_shard_gets_the_priorities_of_its_own_items() -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    async with feeding(*shards) as feed, asyncio.timeout(20):
+        for _ in range(20):
+            draw = await feed.next()
+            items, _ = staged(draw)
+            await feed.prioritize(draw, np.where(items < 5, 2.0, 3.0))
+        await turns()
+        await feed.next()
+        await feed.next()
+    assert [shard.mass for shard in shards] == pytest.approx([5 * 2.0, 10 * 3.0])
