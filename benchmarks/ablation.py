@@ -11,7 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.page import spread, write_sections
+from benchmarks.page import repetitions, spread, stamped, write_sections
 from common.config import Config
 from services.control.bench import pipeline
 from services.control.bench.jobs import collect_job
@@ -59,7 +59,8 @@ def main() -> None:
     text = report(arguments.seconds, arguments.repeat)
     print(text)
     if arguments.write:
-        write_sections(PAGE, {"ablation": text})
+        how = repetitions(arguments.repeat, arguments.seconds)
+        write_sections(PAGE, {"ablation": stamped(text, how)})
 
 
 if __name__ == "__main__":

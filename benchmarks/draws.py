@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.page import write_sections
+from benchmarks.page import stamped, write_sections
 from common.config import TableConfig
 from common.types import Arrays
 from services.replay_server.ring.table import RingTable
@@ -268,7 +268,7 @@ def main() -> None:
     text = markdown(measure(arguments.items, arguments.capacity))
     print(text)
     if arguments.write:
-        write_sections(PAGE, {"draws": text})
+        write_sections(PAGE, {"draws": stamped(text, "one run")})
 
 
 if __name__ == "__main__":

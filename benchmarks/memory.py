@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from benchmarks.page import write_sections
+from benchmarks.page import stamped, write_sections
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -64,13 +65,21 @@ def _resident(pid: int) -> dict[str, int]:
     try:
         job = psutil.Process(pid)
         for process in (job, *job.children(recursive=True)):
-            words = process.cmdline()
-            name = next((word.removeprefix("services.") for word in words if word.startswith("services.")), None)
-            if name is not None:
-                used["headrace train" if name == "control.cli" else name] = process.memory_info().rss
+            if name := name_of(process.cmdline()):
+                used[name] = process.memory_info().rss
     except psutil.NoSuchProcess:  # the job is just ending
         pass
     return used
+
+
+def name_of(words: Sequence[str]) -> str:
+    """Gives what the process of a command line is called in the table, nothing if it is none of the job's own."""
+    if any(word.endswith("/guardian.py") for word in words):
+        return "guardian"
+    module = next((word.removeprefix("services.") for word in words if word.startswith("services.")), "")
+    if module == "control.cli":
+        return "headrace train"
+    return f"{module} {words[words.index('--index') + 1]}" if module and "--index" in words else module
 
 
 def _over(samples: list[tuple[int, float]], start: float, end: float) -> float:
@@ -100,7 +109,7 @@ def main() -> None:
     text = report(arguments.steps)
     print(text)
     if arguments.write:
-        write_sections(PAGE, {"memory": text})
+        write_sections(PAGE, {"memory": stamped(text, "one run")})
 
 
 if __name__ == "__main__":

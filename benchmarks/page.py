@@ -1,13 +1,52 @@
-"""Writes measured tables into pages, between `<!-- name -->` and `<!-- end -->`, and ratios into tables.
+"""Writes measured tables into pages, between `<!-- name -->` and `<!-- end -->`, with when and where they are from.
 
 Knows no benchmark.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from services.control.bench.report import machine
+
+
+def stamped(text: str, how: str) -> str:
+    """Gives a section with the line that says when, where and how it was measured, such as "5 seeds"."""
+    return f"{text}\n\nMeasured on {date.today():%-d %B %Y} on {machine()}, {how}."
+
+
+def repetitions(repeat: int, seconds: float | None = None) -> str:
+    return f"{repeat} repetition{'s' * (repeat != 1)}" + (f" of {seconds:g} s" if seconds is not None else "")
+
+
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes what was found to a file, with the machine and the time."""
+    about = {"machine": machine(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    path.write_text(json.dumps(about | dict(found), indent=1) + "\n")
+
+
+def show(markdown: str, heads: Sequence[str]) -> None:
+    """Prints a Markdown table on the terminal under shorter heads, and the lines that follow it."""
+    table, _, notes = markdown.partition("\n\n")
+    shown = Table(box=SIMPLE, pad_edge=False)
+    for head in heads:
+        shown.add_column(head)
+    for line in table.splitlines()[2:]:
+        shown.add_row(*(cell.strip() for cell in line.strip("|").split("|")))
+    console = Console()
+    console.print(shown)
+    if notes:
+        console.print(notes, highlight=False)
 
 
 def spread(ratios: Sequence[float]) -> str:

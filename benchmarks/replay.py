@@ -24,6 +24,7 @@ import numpy as np
 import uvloop
 import yaml
 
+from benchmarks.page import show, write_json
 from common.config import TableConfig, validate
 from common.messages import Batch, Insert, Sample, UpdatePriorities
 from common.service import connect, make_context
@@ -240,8 +241,17 @@ def peer_rates(name: str, seconds: float) -> Rates:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def markdown(rounds: list[dict[str, Rates]]) -> str:
-    """Gives a table: each setting of ours beside every other subject that has it, paired round by round."""
+def measure(repeat: int, seconds: float) -> list[dict[str, Rates]]:
+    """Measures all subjects in turn, `repeat` times; gives the rates of each round by subject and setting."""
+    rounds = []
+    for _ in range(repeat):
+        found = {"numpy": numpy_rates(seconds), "core": core_rates(seconds), **service_rates(seconds)}
+        rounds.append(found | {peer: peer_rates(peer, seconds) for peer in SCRIPTS})
+    return rounds
+
+
+def report(rounds: list[dict[str, Rates]]) -> str:
+    """Gives a Markdown table: each setting of ours beside every other subject that has it, paired round by round."""
     lines = ["| transitions/s | Headrace, core | beside | median | core is |", "|---|---|---|---|---|"]
     for name in rounds[0]["core"]:
         ours = [found["core"][name] for found in rounds]
@@ -256,24 +266,16 @@ def markdown(rounds: list[dict[str, Rates]]) -> str:
     return "\n".join(lines)
 
 
-def report(repeat: int, seconds: float, path: Path | None = None) -> str:
-    """Measures in turn; gives Markdown."""
-    rounds = []
-    for _ in range(repeat):
-        found = {"numpy": numpy_rates(seconds), "core": core_rates(seconds), **service_rates(seconds)}
-        rounds.append(found | {peer: peer_rates(peer, seconds) for peer in SCRIPTS})
-    if path is not None:
-        path.write_text(json.dumps(rounds, indent=2))
-    return markdown(rounds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--json", type=Path, help="write every repetition to this file")
     arguments = parser.parse_args()
-    print(report(arguments.repeat, arguments.seconds, arguments.json))
+    rounds = measure(arguments.repeat, arguments.seconds)
+    show(report(rounds), ("transitions/s", "core", "beside", "median", "core is"))
+    if arguments.json is not None:
+        write_json(arguments.json, {"rounds": rounds})
 
 
 if __name__ == "__main__":

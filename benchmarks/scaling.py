@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import connections
 from benchmarks.connections import UNROLL, Load, Measured
-from benchmarks.page import write_sections
+from benchmarks.page import repetitions, stamped, write_sections
 from services.control.words import count as short
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
@@ -193,7 +193,9 @@ def report(seconds: float, repeat: int) -> dict[str, str]:
     found = connections.measure(seconds, repeat)
     alone = sorted(found[1], key=lambda one: one.acts_s)[len(found[1]) // 2]
     costs = with_wait(fit(measured), alone)
-    return {"costs": cost_table(costs), "check": checked(costs, found), "cluster": cluster(costs)}
+    how = repetitions(repeat, seconds)
+    measured_sections = {"costs": cost_table(costs), "check": checked(costs, found)}
+    return {name: stamped(text, how) for name, text in measured_sections.items()} | {"cluster": cluster(costs)}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -21,18 +20,14 @@ import uvloop
 import zmq
 import zmq.asyncio
 from prometheus_client import CollectorRegistry
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.page import spread
+from benchmarks.page import show, spread, write_json
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
 from common.messages import PROTOCOL, Act, Actions, Hello, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
 from common.transport.server import Server, Ticket
-from services.control.bench.report import machine
 
 SIZES = {1 << 10: 5_000, 256 << 10: 1_500, 2 << 20: 300}
 PIPELINED = 4
@@ -142,17 +137,6 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nEncoding and decoding an Act of three arrays: {codec:.1f} µs."
 
 
-def table(found: dict[str, Any]) -> Table:
-    """Gives the same for a terminal."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report(found).splitlines()]
-    shown = Table(box=SIMPLE, pad_edge=False)
-    for head in ("payload", "", "bare", "ours", "ratio"):
-        shown.add_column(head, no_wrap=True)
-    for cells in rows[2:-2]:
-        shown.add_row(*cells)
-    return shown
-
-
 def _ratio(pairs: list[tuple[tuple[float, float], tuple[float, float]]], which: int) -> str:
     return spread([ours[which] / bare[which] for bare, ours in pairs])
 
@@ -163,12 +147,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every repetition to this file")
     arguments = parser.parse_args()
     found = measure(arguments.repeat)
-    console = Console()
-    console.print(table(found))
-    console.print(report(found).splitlines()[-1], highlight=False)
+    show(report(found), ("payload", "", "bare", "ours", "ratio"))
     if arguments.json is not None:
-        about = {"machine": machine(), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
-        arguments.json.write_text(json.dumps(about | found, indent=1) + "\n")
+        write_json(arguments.json, found)
 
 
 if __name__ == "__main__":

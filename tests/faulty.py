@@ -24,8 +24,7 @@ class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> Any:
         self._steps += 1
-        if self._steps == 500 and not self._marker.exists():
-            self._marker.touch()
+        if self._steps == 500 and self._first():
             if self._fault == "sleeps":
                 time.sleep(600)
             elif self._fault == "spins":
@@ -33,6 +32,14 @@ class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
             else:
                 ctypes.string_at(0)
         return super().step(action)
+
+    def _first(self) -> bool:
+        """Says whether nobody has gone wrong before; of several processes at once it is true for one."""
+        try:
+            self._marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 def make(fault: str, marker: str) -> gymnasium.Env[Any, Any]:

@@ -172,17 +172,25 @@ class Job:
                     found.setdefault(role, process.pid)
         return found
 
-    def metric(self, role: str, name: str) -> float | None:
-        """The value of a metric without labels of the newest life of a role's first process; None if it is not up."""
-        log = self.run_dir / "logs" / ("learner.log" if role == "learner" else f"{role}-0.log")
-        try:
-            url = re.findall(r"metrics on (http://\S+)", log.read_text())[-1]
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                text = answer.read().decode()
-        except (OSError, IndexError):
-            return None
-        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    def metric(self, role: str, name: str, index: int = 0) -> float | None:
+        """The value of a metric without labels of the newest life of a role's process; None if it is not up."""
+        found = re.search(rf"^{name} (\S+)$", self._ask(role, index, "metrics"), re.MULTILINE)
         return float(found.group(1)) if found else None
+
+    def pid(self, role: str, index: int) -> int | None:
+        """The process id that the newest life of one of a role's processes gives; None if it is not up."""
+        answer = self._ask(role, index, "healthz")
+        return int(json.loads(answer)["pid"]) if answer else None
+
+    def _ask(self, role: str, index: int, page: str) -> str:
+        """What a process answers, nothing if it is not up."""
+        log = self.run_dir / "logs" / ("learner.log" if role == "learner" else f"{role}-{index}.log")
+        try:
+            url = re.findall(r"metrics on (http://\S+)/metrics", log.read_text())[-1]
+            with urllib.request.urlopen(f"{url}/{page}", timeout=2) as answer:
+                return str(answer.read().decode())
+        except (OSError, IndexError):
+            return ""
 
     def updates(self) -> float:
         return self.metric("learner", "headrace_learner_weights_version_updates") or 0.0

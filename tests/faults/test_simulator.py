@@ -39,3 +39,32 @@ async def test_a_step_that_does_not_come_back_costs_a_restart_of_its_env_server(
     assert re.search(rf"env-0 \(pid \d+\) {ending}", job.text()), job.text()
     assert job.text().count("(pid ") == job.text().count("env-0 (pid "), "another service was lost too"
     assert job.result()["outcome"] == "steps"
+
+
+async def test_a_hang_in_one_of_two_env_servers_leaves_the_other_alone(tmp_path: Path) -> None:
+    marker = tmp_path / "went-wrong"
+    env = {**BASE["env"], "servers": 2, "kwargs": {"fault": "sleeps", "marker": str(marker)}}
+    # At lag 0 the job would wait for the env-server that is gone.
+    endless = {"replay": {"max_policy_lag": 4}, "learner": {"batch": 2}, "stop": {"steps": 1_000_000_000}}
+    config = write_config(tmp_path / "config.yaml", {**BASE, "env": env, **endless})
+    with Job(config, tmp_path / "run") as job:
+
+        def steps(index: int) -> float:
+            return job.metric("env", "headrace_env_steps_total", index) or 0.0
+
+        pids = [await until(lambda index=index: job.pid("env", index), "both", 120.0) for index in (0, 1)]
+        await until(marker.exists, "the fault", 120.0)
+        await until(lambda: "restarting in" in job.text(), "the end of the one that hangs")
+        lost = re.findall(r"env-(\d) \(pid (\d+)\)", job.text())
+        assert [(int(index), int(pid)) for index, pid in lost] in [[(0, pids[0])], [(1, pids[1])]], (lost, pids)
+        faulty, other = (0, 1) if lost[0][0] == "0" else (1, 0)
+        before = steps(other)
+        assert before > 0
+        await until(lambda: steps(other) > before, "steps of the other")
+        await until(
+            lambda: job.pid("env", faulty) not in (None, pids[faulty]) and steps(faulty), "steps of the new one"
+        )
+        assert job.pid("env", other) == pids[other]
+        job.interrupt()
+        assert await job.ended() == 0, job.text()
+    assert job.text().count("(pid ") == 1, "another service was lost too"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import gymnasium
 
 from common.config import Config
 from common.errors import ConfigError
+from services.control.bench import peers
 from services.control.bench.pipeline import WARM_S, Measured, open_pipeline
 from services.control.bench.report import Report, Row
 from services.control.bench.subjects import (
@@ -65,14 +67,15 @@ def gymnasium_subjects(config: Config, seconds: float) -> Subjects:
     }
 
 
-def bench_collect(jobs: tuple[Config, Config, Config], seconds: float, repeat: int, say: Say) -> Report:
-    """Measures the default job, the tuned one, and the limit of the third."""
+def bench_collect(jobs: tuple[Config, Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
+    """Measures the default job, the tuned one, the limit of the third, and each installed peer's best setting."""
     default, tuned, bound = jobs
     if tuned.env.id != bound.env.id:
         raise ConfigError(f"the tuned job is for {tuned.env.id}", f"measure that, or tune a job for {bound.env.id}")
     # One network for all, or the limit would be another's.
     default, bound = (job.model_copy(update={"network": tuned.network}) for job in (default, bound))
-    cores = os.cpu_count() or 1
+    cores, env_id = os.cpu_count() or 1, tuned.env.id
+    beside = peers.beside([p for p in peers.installed(home) if env_id in p.steps], home, env_id, seconds, say)
     subjects = {
         DEFAULT: lambda: pipeline_rate(default, seconds).steps_s,
         TUNED: lambda: pipeline_rate(tuned, seconds).steps_s,
@@ -80,12 +83,20 @@ def bench_collect(jobs: tuple[Config, Config, Config], seconds: float, repeat: i
         f"simulator alone, {cores} cores": lambda: rate(step_alone, bound, seconds, cores),
         LIMIT: lambda: rate(step_and_infer, bound, seconds, cores),
     }
-    if bound.env.id == "CartPole-v1":
+    if env_id == "CartPole-v1":
         subjects[PLAIN] = lambda: rate(numpy_cartpole, bound, seconds, cores)
+    subjects |= beside.measures
     settings = {DEFAULT: settings_of(default), TUNED: settings_of(tuned), LIMIT: settings_of(bound)}
-    found = interleave(subjects, repeat, say)
-    rows = tuple(Row(name, rates, settings.get(name, {})) for name, rates in found.items())
-    return Report(f"{tuned.env.id}, collecting", TUNED, rows, notes=(describe("tuned", tuned),))
+    rows = rows_of(interleave(subjects, repeat, say), settings, beside)
+    return Report(f"{env_id}, collecting", TUNED, rows, notes=(describe("tuned", tuned), *beside.failed.values()))
+
+
+def rows_of(
+    found: Mapping[str, tuple[float, ...]], settings: Mapping[str, dict[str, object]], beside: peers.Beside
+) -> tuple[Row, ...]:
+    """Gives what was found with its settings, less the peers that failed."""
+    known = {**settings, **beside.settings}
+    return tuple(Row(name, rates, known.get(name, {})) for name, rates in found.items() if name not in beside.failed)
 
 
 def settings_of(config: Config) -> dict[str, object]:

@@ -43,11 +43,13 @@ def collect(
     repeat: Repeat = 5,
     profile: Profile = False,
     json: Json = None,
+    home: Home = Path("~/.cache/headrace/peers"),
 ) -> None:
     """Collecting: env-, inference- and replay-servers as processes with the policy in the loop, and no learner.
 
     Unrolls are assembled and inserted into a FIFO table that discards them. The limit steps and infers in one process
-    per core, without messages. Reset steps that are no decisions are not counted.
+    per core, without messages. Reset steps that are no decisions are not counted. Other libraries stand beside it where
+    `python -m benchmarks.peers install` has put them.
 
     [bold]Examples[/]
 
@@ -61,7 +63,7 @@ def collect(
     default, best, bound = collect_job(env, tuple(settings or []))
     if tuned is not None:
         best = load(tuned, settings or [])
-    _show(bench_collect((default, best, bound), seconds, repeat, _say), json)
+    _show(bench_collect((default, best, bound), seconds, repeat, home, _say), json)
     if profile:
         from services.control.bench.profile import profile_collect
 
@@ -104,14 +106,14 @@ def train(
 
 @app.command()
 def wire(repeat: Repeat = 5, json: Json = None) -> None:
-    """Messages: round trips and throughput of our Client and Server beside bare pyzmq."""
+    """Messages: round trips and throughput of our Client and Server beside bare pyzmq; so many of each, not seconds."""
     _clone("wire", "--repeat", str(repeat), json=json)
 
 
 @app.command()
-def replay(json: Json = None) -> None:
+def replay(seconds: Seconds = 1.0, repeat: Repeat = 5, json: Json = None) -> None:
     """Replay: draws and inserts of the tables beside other buffers, and through the service."""
-    _clone("replay", json=json)
+    _clone("replay", "--seconds", str(seconds), "--repeat", str(repeat), json=json)
 
 
 def _clone(name: str, *arguments: str, json: Path | None) -> None:

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from common.config import CONFIGS
@@ -18,6 +20,7 @@ from common.errors import HeadraceError
 SCRIPTS = CONFIGS.parent / "benchmarks" / "peers"
 HOME = Path("~/.cache/headrace/peers")
 TIMEOUT_S = 600.0
+SWEEP_SHARE = 0.25  # of a repetition's seconds, for each setting while the best one is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +71,43 @@ def run(peer: Peer, home: Path, *arguments: str) -> dict[str, float]:
     if done.returncode or not lines:
         raise HeadraceError(f"{peer.name} {' '.join(arguments)} failed", done.stderr[-600:])
     return {str(setting): float(value) for setting, value in json.loads(lines[-1]).items()}
+
+
+@dataclass(slots=True)
+class Beside:
+    """The peers of one table at their best settings: what measures each, what the sweep found, and whose run failed."""
+
+    measures: dict[str, Callable[[], float]] = field(default_factory=dict)
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def once(self, name: str, measure: Callable[[], float]) -> float:
+        """Gives a rate; 0, and none from then on, once a run has failed: what else is measured goes on."""
+        if name in self.failed:
+            return 0.0
+        try:
+            return measure()
+        except HeadraceError as error:
+            self.failed[name] = f"{name} is missing: {error}"
+            return 0.0
+
+
+def beside(which: Iterable[Peer], home: Path, env_id: str, seconds: float, say: Callable[[str], object]) -> Beside:
+    """Runs each setting of each peer for a short while; gives the best ones, to be measured in turn with others."""
+    found = Beside()
+    for peer in which:
+        say(f"{peer.title}: each setting")
+        try:
+            each = run(peer, home, env_id, str(SWEEP_SHARE * seconds))
+        except HeadraceError as error:
+            found.failed[peer.title] = f"{peer.title} is missing: {error}"
+            continue
+        best = max(each, key=lambda setting: each[setting])
+        name = f"{peer.title}, {best}"
+        found.settings[name] = {"each setting": each}
+        found.measures[name] = partial(found.once, name, partial(_rate, peer, home, env_id, seconds, best))
+    return found
+
+
+def _rate(peer: Peer, home: Path, env_id: str, seconds: float, setting: str) -> float:
+    return run(peer, home, env_id, str(seconds), setting)[setting]

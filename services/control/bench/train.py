@@ -15,8 +15,17 @@ from pathlib import Path
 from common.config import CONFIGS, Config
 from common.errors import HeadraceError
 from services.control.bench import peers
-from services.control.bench.collect import DEFAULT, TUNED, Say, describe, gymnasium_subjects, interleave, settings_of
-from services.control.bench.report import Report, Row
+from services.control.bench.collect import (
+    DEFAULT,
+    TUNED,
+    Say,
+    describe,
+    gymnasium_subjects,
+    interleave,
+    rows_of,
+    settings_of,
+)
+from services.control.bench.report import Report
 from services.control.bench.subjects import rate, step_infer_learn
 
 LIMIT = "limit, no messages"
@@ -87,32 +96,16 @@ def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: 
     """Measures the default job and the tuned one, the limit of the latter, and each installed peer's best setting."""
     default, tuned = jobs
     cores = os.cpu_count() or 1
+    env_id = tuned.env.id
+    beside = peers.beside([p for p in peers.installed(home) if env_id in p.trains], home, env_id, seconds, say)
     subjects = {
         DEFAULT: lambda: train_rate(default, seconds).trained_s,
         TUNED: lambda: train_rate(tuned, seconds).trained_s,
         **gymnasium_subjects(tuned, seconds),
         LIMIT: lambda: rate(step_infer_learn, tuned, seconds, cores),
+        **beside.measures,
     }
     settings = {DEFAULT: settings_of(default), TUNED: settings_of(tuned), LIMIT: settings_of(tuned)}
-    found = interleave(subjects, repeat, say)
-    rows = [Row(name, rates, settings.get(name, {})) for name, rates in found.items()]
-    notes = [describe("tuned", tuned), "A peer's settings were chosen for speed and not checked to learn."]
-    for peer in peers.installed(home):
-        if tuned.env.id in peer.trains:
-            try:
-                rows.append(peer_row(peer, tuned.env.id, seconds, repeat, home, say))
-            except HeadraceError as error:
-                notes.append(f"{peer.title} is missing: {error}")  # what else was measured is kept
-    return Report(f"{tuned.env.id}, training", TUNED, tuple(rows), notes=tuple(notes))
-
-
-def peer_row(peer: peers.Peer, env_id: str, seconds: float, repeat: int, home: Path, say: Say) -> Row:
-    """Gives a peer's rates at the best of its settings: each is measured once, the best `repeat` times in all."""
-    say(f"{peer.title}: each setting")
-    each = peers.run(peer, home, env_id, str(seconds))
-    best = max(each, key=lambda setting: each[setting])
-    rates = [each[best]]
-    for repetition in range(2, repeat + 1):
-        say(f"{repetition} of {repeat}: {peer.title}, {best}")
-        rates.append(peers.run(peer, home, env_id, str(seconds), best)[best])
-    return Row(f"{peer.title}, {best}", tuple(rates), {"each setting": each})
+    rows = rows_of(interleave(subjects, repeat, say), settings, beside)
+    notes = (describe("tuned", tuned), "A peer's settings were chosen for speed and not checked to learn.")
+    return Report(f"{env_id}, training", TUNED, rows, notes=(*notes, *beside.failed.values()))

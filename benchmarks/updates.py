@@ -1,0 +1,106 @@
+"""Gradient steps per second of SAC and DQN beside Stable-Baselines3's: one thread each, the draw from replay included.
+
+SAC: observations of 17, actions of 6, MLPs of 256-256, batches of 256. DQN: images of 4 x 84 x 84, the Nature CNN,
+batches of 32. Both sides draw from memory of their own process and train on random data; ours asks its table for four
+batches at once, as its jobs do.
+
+    python -m benchmarks.updates [--repeat 5] [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.page import spread
+from benchmarks.replay import ACTION, BATCH, OBSERVATION, ONE_THREAD, Rates, draw, fill, per_second, table_of, unroll_of
+from common.allocator import keep_freed_memory
+from common.config import validate
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
+from services.control.bench.peers import HOME, Peer, python_of
+from services.learner_server.trainer import Trainer
+
+PER_REQUEST, PIXEL_BATCH, FRAMES, CHOICES = 4, 32, 10_000, 6
+SB3 = "Stable-Baselines3"
+BOX = ActionSpec("box", "<f4", (ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
+
+
+def _trainer(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) -> Trainer:
+    table = {"kind": "uniform", "capacity": FRAMES, "discount": 0.99}
+    learner = {"batch": batch, "per_request": PER_REQUEST}
+    sections: dict[str, Any] = {"algorithm": {"name": algorithm}, "network": network, "learner": learner}
+    return Trainer(validate(sections | {"replay": {"tables": {"experience": table}}}), env, 1)
+
+
+def _turn(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:
+    def turn() -> None:
+        arrays = drawn()
+        arrays["relative"] = np.ones(len(arrays.pop("keys")), np.float32)
+        del arrays["probabilities"]
+        trainer.update_in_turn(arrays, PER_REQUEST, 0.0)
+
+    return turn
+
+
+def ours(seconds: float) -> Rates:
+    """Gives updates per second of each algorithm."""
+    flat = table_of(capacity=FRAMES, discount=0.99)
+    fill(flat, unroll_of(64, 64), FRAMES)
+    sac = _trainer(
+        EnvSpec("bench", (ArraySpec("obs", "<f4", (OBSERVATION,)),), BOX),
+        "sac",
+        BATCH,
+        {"name": "mlp", "hidden": [256, 256], "activation": "relu"},
+    )
+    frames, played = table_of(20, FRAMES, discount=0.99), unroll_of(20, 8, (84, 84), stack=4)
+    played["action"] = np.zeros((20, 8), np.int64)
+    fill(frames, played, FRAMES)
+    pixels = ArraySpec("obs", "|u1", (4, 84, 84), stack=4)
+    choice = ActionSpec("discrete", "<i8", (), n=(CHOICES,))
+    dqn = _trainer(EnvSpec("bench", (pixels,), choice), "dqn", PIXEL_BATCH, {"name": "nature_cnn"})
+    subjects = {"SAC": (sac, flat, BATCH), "DQN, Nature CNN": (dqn, frames, PIXEL_BATCH)}
+    turns = {name: _turn(one, partial(draw, table, PER_REQUEST * n)) for name, (one, table, n) in subjects.items()}
+    return {name: per_second(turn, PER_REQUEST, seconds) for name, turn in turns.items()}
+
+
+def theirs(seconds: float) -> Rates:
+    """Gives Stable-Baselines3's, if `python -m benchmarks.peers install sb3` has put it here."""
+    python = python_of(Peer("sb3", SB3), HOME)
+    if not python.exists():
+        return {}
+    argv = [python, Path(__file__).parent / "peers" / "sb3_updates.py", str(seconds)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=ONE_THREAD)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def report(repeat: int, seconds: float) -> str:
+    """Measures in turn; gives Markdown."""
+    keep_freed_memory()
+    rounds = [(ours(seconds), theirs(seconds)) for _ in range(repeat)]
+    lines = [f"| updates/s | Headrace | {SB3} | Headrace is |", "|---|---|---|---|"]
+    for name in rounds[0][0]:
+        mine = [own[name] for own, _ in rounds]
+        other = [peer.get(name, 0.0) for _, peer in rounds]
+        ratio = f"{spread([a / b for a, b in zip(mine, other, strict=True)])} x" if all(other) else "not installed"
+        lines.append(f"| {name} | {statistics.median(mine):.1f} | {statistics.median(other):.1f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    arguments = parser.parse_args()
+    print(report(arguments.repeat, arguments.seconds))
+
+
+if __name__ == "__main__":
+    main()
