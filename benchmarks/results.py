@@ -186,10 +186,12 @@ def row(job: Job, measured: list[dict[str, Any]]) -> str:
         return ", ".join(f"{m[key]:,.0f}" for m in measured)
 
     evaluations = ", ".join(f"{m['mean']:.1f} ± {m['std']:.1f}" for m in measured)
+    # What a run that was stopped might have reached is not for its own std to say.
+    early = any(m.get("stopped") for m in measured)
     mean = statistics.fmean(m["mean"] for m in measured)
-    std = statistics.fmean(m["std"] for m in measured)
+    std = 0.0 if early else statistics.fmean(m["std"] for m in measured)
     seeds = "" if len(measured) >= SEEDS else f", {len(measured)} of {SEEDS} seeds"
-    seeds += ", stopped early" if any(m.get("stopped") for m in measured) else ""
+    seeds += ", stopped early" if early else ""
     reached = "above" if mean >= job.reference else "within one std" if mean + std >= job.reference else "**short**"
     cells = (job.environment, job.algorithm, f"`{job.command('N')}`", each("steps"), each("frames"), each("wall_s"))
     judged = (evaluations, f"{job.reference:g}, {job.source}", f"{mean:.1f}: {reached}{seeds}")
