@@ -74,13 +74,13 @@ def join(parts: Sequence[tuple[Batch, float]]) -> Arrays:
 
 def in_turn(drawn: Arrays, batches: int) -> list[Arrays]:
     """Gives what was drawn for several batches as these, each of every `batches`-th item: strata are shared alike."""
-    time_major = drawn["reward"].ndim == 2
 
     def part(own: slice) -> Arrays:
-        along = {n: time_major and not n.startswith((*_PER_ENVIRONMENT, "relative")) for n in drawn}
+        along = {n: drawn["reward"].ndim == 2 and not n.startswith((*_PER_ENVIRONMENT, "relative")) for n in drawn}
         return {n: np.ascontiguousarray(x[:, own] if along[n] else x[own]) for n, x in drawn.items()}
 
-    return [part(slice(first, None, batches)) for first in range(batches)]
+    # A shard that is away may leave fewer items than batches.
+    return [part(slice(first, None, batches)) for first in range(min(batches, drawn["reward"].shape[-1]))]
 
 
 def _stage_finals(batch: Arrays, parts: Sequence[Arrays], widths: Sequence[int]) -> None:

@@ -95,7 +95,7 @@ class Trainer:
         for first, update in enumerate(updates):
             if priorities is not None:
                 priorities[first::batches] = update.priorities
-        return updates[-1]._replace(steps=sum(u.steps for u in updates), priorities=priorities, made=batches)
+        return updates[-1]._replace(steps=sum(u.steps for u in updates), priorities=priorities, made=len(updates))
 
     def check(self, arrays: Arrays) -> np.ndarray:
         """Gives the lags of what just came in a staged batch; raises what `update` does, but for a loss."""

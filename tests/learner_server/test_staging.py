@@ -88,6 +88,7 @@ def test_what_was_drawn_for_several_batches_is_dealt_out_so_that_each_has_its_sh
     dealt = in_turn({"reward": np.arange(7), "observation.obs": np.arange(14).reshape(7, 2)}, 3)
     assert [batch["reward"].tolist() for batch in dealt] == [[0, 3, 6], [1, 4], [2, 5]]
     assert dealt[1]["observation.obs"].tolist() == [[2, 3], [8, 9]]
+    assert [batch["reward"].tolist() for batch in in_turn({"reward": np.arange(2)}, 3)] == [[0], [1]]
     assert all(x.flags.c_contiguous for batch in dealt for x in batch.values())
 
 
