@@ -45,7 +45,7 @@ def _turn(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]
         arrays = drawn()
         arrays["relative"] = np.ones(len(arrays.pop("keys")), np.float32)
         del arrays["probabilities"]
-        trainer.update_in_turn(arrays, PER_REQUEST, 0.0)
+        trainer.update_in_turn(trainer.stage(arrays, PER_REQUEST), 0.0)
 
     return turn
 

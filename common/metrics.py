@@ -105,9 +105,7 @@ class LearnerMetrics:
         self.env_frames = Gauge(p + "env_frames", "Frames collected by all streams", registry=registry)
         self.trained_steps = Counter(p + "trained_steps", "Steps trained on", registry=registry)
         self.update_seconds = Histogram(p + "update_seconds", "One update", buckets=SECONDS, registry=registry)
-        self.policy_lag = Histogram(
-            p + "policy_lag_versions", "Versions between acting and training", buckets=LAGS, registry=registry
-        )
+        self.policy_lag = Histogram(p + "policy_lag_versions", "Versions since acting", buckets=LAGS, registry=registry)
         self.policy_lag_max = Gauge(p + "policy_lag_max_versions", "Largest lag in the last batch", registry=registry)
         self.policy_lag_bound = Gauge(p + "policy_lag_bound_versions", "Largest lag allowed", registry=registry)
         self.queue_depth = Gauge(p + "queue_depth", "Batches fetched ahead", registry=registry)

@@ -32,6 +32,8 @@ from common.types import new_life
 
 log = logging.getLogger("headrace.service")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What a service is told on its command line, besides its settings.
+_GIVEN = ("index", "name", "restarts", "earlier_lives", "run_dir")
 
 Run = Callable[["Context"], Awaitable[None]]
 
@@ -141,15 +143,8 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     logs.set_up(role)
     try:
         arguments = service_arguments(role, argv)
-        context = make_context(
-            arguments.config,
-            role,
-            index=arguments.index,
-            name=arguments.name,
-            restarts=arguments.restarts,
-            earlier_lives=arguments.earlier_lives,
-            run_dir=arguments.run_dir,
-        )
+        given = {name: getattr(arguments, name) for name in _GIVEN}
+        context = make_context(arguments.config, role, **given)
         logs.set_up(context.name)
         keep_freed_memory()
         for number in _STOP_SIGNALS:

@@ -6,9 +6,10 @@ And where new priorities go, without waiting for them to arrive. Knows the wire,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from common.config import Config
 from common.errors import PeerLost
 from common.messages import Batch, Sample, UpdatePriorities
 from common.transport.client import Client
-from common.types import make_version
+from common.types import Arrays, make_version
+from services.learner_server.staging import join
 
 PRIORITIES_IN_FLIGHT = 8
+Stage = Callable[[Arrays, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +36,28 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one update trains on: `online` from the learner's table, `replayed` from the one mixed into it."""
+    """What one update trains on: `online` from the learner's table, `staged` if that is a ring, and `replayed` ones."""
 
     online: tuple[Part, ...]
     replayed: tuple[Part, ...] = ()
+    staged: Any = None
 
 
 class Feed:
     """One job's batches. `updates` is the learner's own count; `trained` must be told of each batch that is done with.
 
-    A prefetched batch is asked for by the version that those before it lead to.
+    A prefetched batch is asked for by the version that those before it lead to. `stage` makes ready what a ring gave,
+    joined, for so many batches: in a thread, while the draw before it is trained on.
     """
 
-    def __init__(self, config: Config, shards: Sequence[Client], ordinal: int, updates: int) -> None:
+    def __init__(self, config: Config, shards: Sequence[Client], ordinal: int, updates: int, stage: Stage) -> None:
         self._learner = config.learner
         self._fifo = config.replay.tables[config.learner.table].kind == "fifo"
         self._columns = config.learner.batch * config.env.envs
         self._shards = shards
         self._ordinal = ordinal
         self._updates = updates
+        self._stage = stage
         self._ahead = 0
         self._turn = 0
         self._random = np.random.default_rng(config.run.seed)
@@ -119,7 +125,9 @@ class Feed:
     async def _draw(self, version: int) -> Draw:
         learner, mixed = self._learner, self._learner.replayed
         if not self._fifo:
-            return Draw(await self._share_out(learner.table, learner.batch * learner.per_request, version))
+            parts = await self._share_out(learner.table, learner.batch * learner.per_request, version)
+            drawn = [(part.batch, part.odds) for part in parts]
+            return Draw(parts, staged=await asyncio.to_thread(lambda: self._stage(join(drawn), learner.per_request)))
         if not mixed.table:
             return Draw((await self._in_turn(version),))
         n = mixed.per_online * self._columns

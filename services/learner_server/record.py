@@ -20,6 +20,8 @@ from services.learner_server.trainer import Trainer, Update
 
 log = logging.getLogger("headrace.learner")
 
+_TOTALS = ("seconds", "steps", "frames", "trained_steps", "episodes", "episode_return", "episode_length")
+
 
 class Record:
     """The record of one job, in `run_dir`; `tally` is what is counted."""
@@ -120,19 +122,8 @@ class Record:
         self.metrics.disk_size.set(disk.total)
 
     def _row(self, updates: int) -> dict[str, float]:
-        tally = self.tally
-        return {
-            "seconds": tally.seconds,
-            "steps": tally.steps,
-            "frames": tally.frames,
-            "updates": updates,
-            "trained_steps": tally.trained_steps,
-            "episodes": tally.episodes,
-            "episode_return": tally.episode_return,
-            "episode_length": tally.episode_length,
-            "policy_lag": self._lag[0],
-            "policy_lag_max": self._lag[1],
-        }
+        row = {name: getattr(self.tally, name) for name in _TOTALS} | {"updates": updates}
+        return {**row, "policy_lag": self._lag[0], "policy_lag_max": self._lag[1]}
 
 
 def _metrics(context: Context, run_dir: Path) -> LearnerMetrics:

@@ -19,7 +19,7 @@ from common.types import Arrays, EnvSpec
 from services.learner_server.feed import Draw, Feed
 from services.learner_server.record import Record
 from services.learner_server.replicas.group import Replicas
-from services.learner_server.staging import join, mix, split, stage
+from services.learner_server.staging import mix, split, stage
 from services.learner_server.trainer import Trainer, Update
 from services.learner_server.weights import WeightsServer
 
@@ -56,7 +56,7 @@ class Learner:
         self._publish(trainer)
         self._context.health.ready = True
         self._started = time.monotonic() - self._tally.seconds
-        feed = Feed(self._config, self._shards, trainer.ordinal, trainer.updates)
+        feed = Feed(self._config, self._shards, trainer.ordinal, trainer.updates, trainer.stage)
         try:
             while (outcome := self._outcome()) is None and not self._context.stopping.is_set():
                 draw = await self._or_stop(feed.next(), self._seconds_left())
@@ -116,8 +116,7 @@ class Learner:
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":
-            drawn, batches = join([(p.batch, p.odds) for p in draw.online]), self._config.learner.per_request
-            return trainer.update_in_turn(drawn, batches, self._tally.progress())
+            return trainer.update_in_turn(draw.staged, self._tally.progress())
         arrays = mix(unrolls, [part.batch.arrays for part in draw.replayed]) if draw.replayed else stage(unrolls)
         return self.replicas.update(trainer, arrays, self._tally.progress())
 

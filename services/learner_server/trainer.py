@@ -14,10 +14,10 @@ from common.messages import Weights
 from common.rl import ranks
 from common.rl.actor import pack_weights, weights_layout
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
-from common.rl.batch import to_batch
+from common.rl.batch import Batch, to_batch
 from common.rl.goals import check_hindsight
 from common.rl.registry import named_algorithm
-from common.rl.replayed import to_transitions
+from common.rl.replayed import Transitions, to_transitions
 from common.rl.stacks import stack
 from common.types import Arrays, EnvSpec, make_version, show_version
 from services.learner_server.staging import in_turn
@@ -25,6 +25,8 @@ from services.learner_server.staging import in_turn
 # One inf in a normaliser's moments would spoil every update after it.
 _FROM_ENVIRONMENT = ("observation.", "final.", "reward")
 _KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
+# What was drawn for several batches, and these as tensors on the learner's device.
+Staged = tuple[Arrays, list[Transitions | Batch]]
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
@@ -87,14 +89,19 @@ class Trainer:
         """Trains on a staged batch; raises NonFiniteUpdate, nothing changed, or ProtocolError on a batch too old."""
         return self.learn(arrays, progress, self.check(arrays))
 
-    def update_in_turn(self, drawn: Arrays, batches: int, progress: float) -> Update:
-        """Trains on what was drawn for several batches; raises what `update` does, at the first that is not finite."""
+    def stage(self, drawn: Arrays, batches: int) -> Staged:
+        """Makes what was drawn for several batches ready for `update_in_turn`; reads nothing that training changes."""
+        return drawn, [self._tensors(batch) for batch in in_turn(drawn, batches)]
+
+    def update_in_turn(self, staged: Staged, progress: float) -> Update:
+        """Trains on one batch after another; raises what `update` does, at the first that is not finite."""
+        drawn, batches = staged
         lag = self.check(drawn)
-        updates = [self.learn(batch, progress, lag) for batch in in_turn(drawn, batches)]
+        updates = [self._learn(batch, progress, lag) for batch in batches]
         priorities = None if updates[0].priorities is None else np.empty(len(drawn["relative"]), np.float32)
         for first, update in enumerate(updates):
             if priorities is not None:
-                priorities[first::batches] = update.priorities
+                priorities[first :: len(batches)] = update.priorities
         return updates[-1]._replace(steps=sum(u.steps for u in updates), priorities=priorities, made=len(updates))
 
     def check(self, arrays: Arrays) -> np.ndarray:
@@ -107,9 +114,14 @@ class Trainer:
 
     def learn(self, arrays: Arrays, progress: float, lag: np.ndarray) -> Update:
         """Trains on this rank's part of a batch that was checked and has `lag`; the steps are those of all ranks."""
+        return self._learn(self._tensors(arrays), progress, lag)
+
+    def _tensors(self, arrays: Arrays) -> Transitions | Batch:
         stack(arrays, self.env)
         to_tensors = to_transitions if self.algorithm.batches == "transitions" else to_batch
-        batch = to_tensors(arrays, self._device)
+        return to_tensors(arrays, self._device)
+
+    def _learn(self, batch: Transitions | Batch, progress: float, lag: np.ndarray) -> Update:
         scalars = self.algorithm.learn(batch, progress)
         errors = self.algorithm.priorities
         priorities = None if errors is None else errors.cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -15,8 +16,7 @@ from common.errors import PeerLost
 from common.messages import Batch, Ok, Sample, UpdatePriorities
 from common.transport.client import Client
 from common.types import Arrays
-from services.learner_server.feed import PRIORITIES_IN_FLIGHT, Draw, Feed
-from services.learner_server.staging import join
+from services.learner_server.feed import PRIORITIES_IN_FLIGHT, Draw, Feed, Stage
 from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
 
@@ -70,7 +70,7 @@ class Shard:
 
 
 @asynccontextmanager
-async def feeding(*shards: Shard) -> AsyncIterator[Feed]:
+async def feeding(*shards: Shard, stage: Stage = lambda drawn, batches: drawn) -> AsyncIterator[Feed]:
     config: Config = validate(
         {
             "env": {"groups": len(shards)},
@@ -78,7 +78,7 @@ async def feeding(*shards: Shard) -> AsyncIterator[Feed]:
             "learner": {"batch": 50},
         }
     )
-    feed = Feed(config, cast(list[Client], list(shards)), 1, 0)
+    feed = Feed(config, cast(list[Client], list(shards)), 1, 0, stage)
     try:
         yield feed
     finally:
@@ -87,8 +87,7 @@ async def feeding(*shards: Shard) -> AsyncIterator[Feed]:
 
 def staged(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
     """The items of a draw by number, and what the learner is told of their odds."""
-    joined = join([(part.batch, part.odds) for part in draw.online])
-    return joined["reward"].astype(np.int64), joined["relative"].astype(np.float64)
+    return draw.staged["reward"].astype(np.int64), draw.staged["relative"].astype(np.float64)
 
 
 async def test_items_are_drawn_as_often_as_their_share_of_all_shards_says() -> None:
@@ -121,6 +120,23 @@ async def test_importance_is_unbiased_while_the_masses_of_the_shards_change_from
             np.add.at(weights, items, 1.0 / relative)
     # An item's 1/P sums to the number of draws; of the least likely it is 150 every other time: 5 deviations are 0.31.
     np.testing.assert_allclose(15 * weights / (50 * draws), 1.0, atol=0.35)
+
+
+async def test_the_next_draw_is_made_ready_in_a_thread_while_the_one_before_it_is_trained_on() -> None:
+    loop, twice = asyncio.get_running_loop(), asyncio.Event()
+    made: list[tuple[int, int, bool]] = []
+
+    def stage(drawn: Arrays, batches: int) -> int:
+        made.append((len(drawn["reward"]), batches, threading.current_thread() is threading.main_thread()))
+        if len(made) == 2:
+            loop.call_soon_threadsafe(twice.set)
+        return len(made)
+
+    async with feeding(Shard(range(5)), stage=stage) as feed:
+        assert (await feed.next()).staged == 1
+        await asyncio.wait_for(twice.wait(), 10.0)
+        assert made[:2] == [(50, 1, False)] * 2
+        assert (await feed.next()).staged == 2
 
 
 async def test_the_mean_weight_is_one_before_anything_is_known_of_the_masses() -> None:

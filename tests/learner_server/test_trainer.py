@@ -175,7 +175,7 @@ def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_
         "discount": np.full(n, 0.9, np.float32),
         "relative": np.ones(n, np.float32),
     }
-    update = together.update_in_turn(drawn, 2, 0.5)
+    update = together.update_in_turn(together.stage(drawn, 2), 0.5)
     first, second = (apart.update(batch, 0.5) for batch in in_turn(drawn, 2))
     assert packed(together) == packed(apart)
     assert (together.updates, update.made, update.steps, update.scalars) == (2, 2, 6, second.scalars)
