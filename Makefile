@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 train: venv
 	$(BIN)/headrace train configs/cartpole_ppo.yaml
 
+# As many tests at a time as there are cores; `python -m pytest tests/rl` runs them one after another.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: venv
 	$(BIN)/ruff check .

@@ -33,14 +33,14 @@ SB3 = "Stable-Baselines3"
 BOX = ActionSpec("box", "<f4", (ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
 
 
-def _trainer(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) -> Trainer:
+def trainer_of(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) -> Trainer:
     table = {"kind": "uniform", "capacity": FRAMES, "discount": 0.99}
     learner = {"batch": batch, "per_request": PER_REQUEST}
     sections: dict[str, Any] = {"algorithm": {"name": algorithm}, "network": network, "learner": learner}
     return Trainer(validate(sections | {"replay": {"tables": {"experience": table}}}), env, 1)
 
 
-def _turn(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:
+def turn_of(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:
     def turn() -> None:
         arrays = drawn()
         arrays["relative"] = np.ones(len(arrays.pop("keys")), np.float32)
@@ -54,7 +54,7 @@ def ours(seconds: float) -> Rates:
     """Gives updates per second of each algorithm."""
     flat = table_of(capacity=FRAMES, discount=0.99)
     fill(flat, unroll_of(64, 64), FRAMES)
-    sac = _trainer(
+    sac = trainer_of(
         EnvSpec("bench", (ArraySpec("obs", "<f4", (OBSERVATION,)),), BOX),
         "sac",
         BATCH,
@@ -65,9 +65,9 @@ def ours(seconds: float) -> Rates:
     fill(frames, played, FRAMES)
     pixels = ArraySpec("obs", "|u1", (4, 84, 84), stack=4)
     choice = ActionSpec("discrete", "<i8", (), n=(CHOICES,))
-    dqn = _trainer(EnvSpec("bench", (pixels,), choice), "dqn", PIXEL_BATCH, {"name": "nature_cnn"})
+    dqn = trainer_of(EnvSpec("bench", (pixels,), choice), "dqn", PIXEL_BATCH, {"name": "nature_cnn"})
     subjects = {"SAC": (sac, flat, BATCH), "DQN, Nature CNN": (dqn, frames, PIXEL_BATCH)}
-    turns = {name: _turn(one, partial(draw, table, PER_REQUEST * n)) for name, (one, table, n) in subjects.items()}
+    turns = {name: turn_of(one, partial(draw, table, PER_REQUEST * n)) for name, (one, table, n) in subjects.items()}
     return {name: per_second(turn, PER_REQUEST, seconds) for name, turn in turns.items()}
 
 
