@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results import JOBS, Job
 from common.config import CONFIGS, Config, EnvConfig, load
 from common.errors import ConfigError
 from common.rl.algorithms.base import Algorithm
@@ -60,6 +61,13 @@ def learner_takes(config: Config) -> bool:
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != PRESETS], ids=lambda path: path.stem)
 def test_a_file_is_a_job_that_its_learner_takes(path: Path) -> None:
     assert learner_takes(load(path, (), {}))
+
+
+@pytest.mark.parametrize("job", [job for job in JOBS if job.config == "one_for_all"], ids=lambda job: job.environment)
+def test_one_set_of_settings_is_a_job_on_every_environment_that_the_results_show(job: Job) -> None:
+    config = load(CONFIGS / "one_for_all.yaml", job.settings.split(), {})
+    assert config.env.id == job.environment
+    assert learner_takes(config)
 
 
 @pytest.mark.parametrize(("name", "env_id"), TAKEN)
