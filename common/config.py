@@ -228,10 +228,9 @@ class Config(Section):
         if table.kind == "fifo" and (n := self.learner.per_request) > 1:
             raise ConfigError(f"learner.per_request={n}: a fifo table has nothing to draw", "set it to 1")
         if not 1 <= batch <= table.capacity:
-            wrong = f"is no number of transitions of table {self.learner.table!r}"
-            if table.kind == "fifo":
-                wrong = f"would deadlock: table {self.learner.table!r} holds {table.capacity} unrolls"
-            raise ConfigError(f"learner.batch={batch} {wrong}", f"set learner.batch between 1 and {table.capacity}")
+            what = "unrolls" if table.kind == "fifo" else "transitions"
+            text = f"learner.batch={batch} is no number of {what} to draw from table {self.learner.table!r}"
+            raise ConfigError(f"{text} of {table.capacity}", f"set learner.batch between 1 and {table.capacity}")
         return self
 
     def _check_synchronous(self) -> None:
