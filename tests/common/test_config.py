@@ -154,7 +154,7 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"replay": {"max_policy_lag": 4}}, r"learner\.batch=0 is no number of unrolls to draw .* of 64"),
     (
         {"replay": {"max_policy_lag": 4}, "learner": {"batch": 65}},
-        r"learner\.batch=65 would deadlock.*set learner\.batch between 1 and 64",
+        r"learner\.batch=65 is no number of unrolls.*set learner\.batch between 1 and 64",
     ),
     ({"replay": {"tables": {"experience": UNIFORM}}}, r"learner\.batch=0 is no number of transitions"),
     (
