@@ -9,14 +9,15 @@ from jobs import Job
 
 from common.config import CONFIGS
 
-# Chance is 22 on CartPole, -1250 on Pendulum, 0.4 on Breakout; a job has over twice the steps that seeds 1 to 5 need.
-# A name is an overlay's, with settings on top of it if it has any; of those with settings, twice what seed 1 needs.
-# A rate that fell to zero with the steps would make a job's budget change how it learns.
 # Small networks and batches: an update for every step is most of what the replayed families cost.
 SMALL = (
     "network.hidden=[64,64] learner.batch=64 learner.per_request=8 "
     "replay.tables.experience.samples_per_insert=64 replay.tables.experience.error_buffer=1024"
 )
+# Chance is 22 on CartPole, -1250 on Pendulum, 0.4 on Breakout; a job has over twice the steps that seeds 1 to 5 need.
+# A name is an overlay's, with settings on top of it if it has any; of those with settings, twice what seed 1 needs.
+# A rate that fell to zero with the steps would make a job's budget change how it learns. A mean over fewer episodes is
+# for jobs of few steps: one that learns fast has few episodes.
 JOBS = {
     "cartpole_ppo": (195, 80_000),
     "cartpole_a2c": (100, 100_000),
@@ -33,9 +34,9 @@ JOBS = {
     "cartpole_ppo algorithm.curiosity={}": (60, 40_000),
     "cartpole_appo algorithm.vtrace=true": (60, 40_000),
     "cartpole_ppo_lstm network.lstm=0 network.gru=64": (60, 40_000),
-    "cartpole_dqn": (60, 20_000),
-    "cartpole_rainbow": (60, 15_000),
-    f"cartpole_sac {SMALL}": (60, 15_000),
+    "cartpole_dqn stop.episodes=40": (60, 20_000),
+    "cartpole_rainbow stop.episodes=40": (60, 15_000),
+    f"cartpole_sac stop.episodes=40 {SMALL}": (60, 15_000),
     f"pendulum_td3 stop.episodes=10 {SMALL}": (-500, 16_000),
 }
 
