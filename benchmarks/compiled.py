@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.page import spread
-from benchmarks.replay import ACTION, BATCH, OBSERVATION, draw, fill, table_of, unroll_of
-from benchmarks.updates import BOX, FRAMES, PER_REQUEST, trainer_of, turn_of
+from benchmarks.replay import ACTION, BATCH, OBSERVATION
+from benchmarks.updates import PER_REQUEST, sac_turn
 from common.allocator import keep_freed_memory
-from common.types import ArraySpec, EnvSpec
 
 HIDDEN, TEMPERATURE, TAU = 256, 0.2, 0.005
 Gradients = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -96,16 +95,12 @@ def report(repeat: int, updates: int) -> str:
     """Measures in turn; gives Markdown."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    table, lean = table_of(capacity=FRAMES, discount=0.99), Lean()
-    fill(table, unroll_of(64, 64), FRAMES)
-    env = EnvSpec("bench", (ArraySpec("obs", "<f4", (OBSERVATION,)),), BOX)
-    network = {"name": "mlp", "hidden": [HIDDEN, HIDDEN], "activation": "relu"}
-    ours = turn_of(trainer_of(env, "sac", BATCH, network), partial(draw, table, PER_REQUEST * BATCH))
+    lean = Lean()
     began, compiled = time.monotonic(), torch.compile(lean.gradients)
     lean.update(compiled)
     seconds = time.monotonic() - began
     subjects: dict[str, tuple[Callable[[], object], int]] = {
-        "Headrace, draw and metrics included": (ours, PER_REQUEST),
+        "Headrace, draw and metrics included": (sac_turn(), PER_REQUEST),
         "a lean loop, eager": (partial(lean.update, lean.gradients), 1),
         "a lean loop, compiled": (partial(lean.update, compiled), 1),
     }

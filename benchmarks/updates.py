@@ -33,14 +33,14 @@ SB3 = "Stable-Baselines3"
 BOX = ActionSpec("box", "<f4", (ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
 
 
-def trainer_of(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) -> Trainer:
+def _trainer(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) -> Trainer:
     table = {"kind": "uniform", "capacity": FRAMES, "discount": 0.99}
     learner = {"batch": batch, "per_request": PER_REQUEST}
     sections: dict[str, Any] = {"algorithm": {"name": algorithm}, "network": network, "learner": learner}
     return Trainer(validate(sections | {"replay": {"tables": {"experience": table}}}), env, 1)
 
 
-def turn_of(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:
+def _turn(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:
     def turn() -> None:
         arrays = drawn()
         arrays["relative"] = np.ones(len(arrays.pop("keys")), np.float32)
@@ -50,24 +50,28 @@ def turn_of(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], objec
     return turn
 
 
-def ours(seconds: float) -> Rates:
-    """Gives updates per second of each algorithm."""
+def sac_turn() -> Callable[[], object]:
+    """Gives what draws and trains on PER_REQUEST batches of SAC."""
     flat = table_of(capacity=FRAMES, discount=0.99)
     fill(flat, unroll_of(64, 64), FRAMES)
-    sac = trainer_of(
-        EnvSpec("bench", (ArraySpec("obs", "<f4", (OBSERVATION,)),), BOX),
-        "sac",
-        BATCH,
-        {"name": "mlp", "hidden": [256, 256], "activation": "relu"},
-    )
+    env = EnvSpec("bench", (ArraySpec("obs", "<f4", (OBSERVATION,)),), BOX)
+    network = {"name": "mlp", "hidden": [256, 256], "activation": "relu"}
+    return _turn(_trainer(env, "sac", BATCH, network), partial(draw, flat, PER_REQUEST * BATCH))
+
+
+def _dqn_turn() -> Callable[[], object]:
     frames, played = table_of(20, FRAMES, discount=0.99), unroll_of(20, 8, (84, 84), stack=4)
     played["action"] = np.zeros((20, 8), np.int64)
     fill(frames, played, FRAMES)
     pixels = ArraySpec("obs", "|u1", (4, 84, 84), stack=4)
     choice = ActionSpec("discrete", "<i8", (), n=(CHOICES,))
-    dqn = trainer_of(EnvSpec("bench", (pixels,), choice), "dqn", PIXEL_BATCH, {"name": "nature_cnn"})
-    subjects = {"SAC": (sac, flat, BATCH), "DQN, Nature CNN": (dqn, frames, PIXEL_BATCH)}
-    turns = {name: turn_of(one, partial(draw, table, PER_REQUEST * n)) for name, (one, table, n) in subjects.items()}
+    dqn = _trainer(EnvSpec("bench", (pixels,), choice), "dqn", PIXEL_BATCH, {"name": "nature_cnn"})
+    return _turn(dqn, partial(draw, frames, PER_REQUEST * PIXEL_BATCH))
+
+
+def ours(seconds: float) -> Rates:
+    """Gives updates per second of each algorithm."""
+    turns = {"SAC": sac_turn(), "DQN, Nature CNN": _dqn_turn()}
     return {name: per_second(turn, PER_REQUEST, seconds) for name, turn in turns.items()}
 
 

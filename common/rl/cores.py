@@ -36,7 +36,7 @@ class _Cell(Protocol):
 
 def _unroll(cell: _Cell, driven: Tensor, first: Tensor, state: State) -> State:
     keep = (~first).to(driven.dtype).unsqueeze(-1).unbind(0)
-    # To look at them would be to wait for another device, which has steps to spare.
+    # Looking at them on another device would wait for it: there the state is multiplied at every step.
     resets = first.any(1).tolist() if first.device.type == "cpu" else [True] * len(first)
     rows = []
     for t, x in enumerate(driven.unbind(0)):

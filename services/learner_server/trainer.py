@@ -22,11 +22,11 @@ from common.rl.stacks import stack
 from common.types import Arrays, EnvSpec, make_version, show_version
 from services.learner_server.staging import in_turn
 
+# What was drawn for several batches, and these as tensors on the learner's device.
+Staged = tuple[Arrays, list[Transitions | Batch]]
 # One inf in a normaliser's moments would spoil every update after it.
 _FROM_ENVIRONMENT = ("observation.", "final.", "reward")
 _KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
-# What was drawn for several batches, and these as tensors on the learner's device.
-Staged = tuple[Arrays, list[Transitions | Batch]]
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
