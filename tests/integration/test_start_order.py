@@ -1,8 +1,7 @@
-"""The four services by hand over tcp, in every order: each is up before the next is started."""
+"""The four services by hand over tcp, in any order: each is up before the next is started."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +9,11 @@ import pytest
 from jobs import ROLES, Service, by_hand, free_port, until, write_config
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(ROLES)), ids="-".join)
+# Of the 24 orders eight, in which every role comes first, last and between, and before each other role and after it.
+ORDERS = [way[n:] + way[:n] for way in (ROLES, ROLES[::-1]) for n in range(len(ROLES))]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
 async def test_a_job_starts_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
     act, experience, weights = (f"tcp://127.0.0.1:{free_port()}" for _ in range(3))
     tree = {
