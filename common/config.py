@@ -99,6 +99,7 @@ class TableConfig(Section):
     period: int = Field(0, ge=0, description="steps between starts of sequences, a multiple of rollout.unroll")
     alpha: float = Field(0.6, ge=0, description="prioritized: exponent of the priorities")
     newest: float = Field(0.0, ge=0, le=1, description="ring: share of each batch that is the newest items")
+    max_times_sampled: int = Field(0, ge=0, description="ring: draws after which an item is taken away; 0: no limit")
     max_bytes: int = Field(0, ge=0, description="ring: bytes that it may hold, in fewer steps if need be; 0: no bound")
     her: HerConfig = HerConfig()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from jobs import ROLES, Service, by_hand, free_port, until, write_config
 
-
 # Of the 24 orders eight, in which every role comes first, last and between, and before each other role and after it.
 ORDERS = [way[n:] + way[:n] for way in (ROLES, ROLES[::-1]) for n in range(len(ROLES))]
 

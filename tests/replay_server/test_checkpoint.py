@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sequences": {"kind": "prioritized", "sequence": 6, "period": 3},
     "unrolls": {"kind": "unrolls"},
     "newest": {"kind": "prioritized", "newest": 0.5},
+    "taken away": {"kind": "uniform", "newest": 0.25, "max_times_sampled": 3},
     # Room for 72 steps with few last observations, in a table of many more.
     "bounded": {"kind": "uniform", "capacity": 60_000, "max_bytes": 6_000},
 }

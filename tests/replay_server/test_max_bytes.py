@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "uniform": {"kind": "uniform", "n_step": 3, "discount": 0.9},
     "prioritized": {"kind": "prioritized", "n_step": 3, "discount": 0.9},
     "newest": {"kind": "uniform", "newest": 0.5},
+    "taken away": {"kind": "uniform", "max_times_sampled": 3},
     "sequences": {"kind": "prioritized", "sequence": 8, "period": 4},
     "unrolls": {"kind": "unrolls"},
 }

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.replay_server.ring.selectors import Prioritized, SumTree, Uniform
+from services.replay_server.ring.selectors import NewestFirst, Prioritized, SumTree, TakenAway, Uniform
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -95,3 +95,35 @@ def test_uniform_draws_pass_over_gaps_without_favour() -> None:
     assert counts.sum() == 101_000
     # The 0.999 quantile of chi-square with 100 degrees of freedom.
     assert chi_square(counts, np.full(101, 1000.0)) < 149.4
+
+
+def test_an_item_is_taken_away_after_its_last_draw_and_may_come_again() -> None:
+    selector, random = TakenAway(NewestFirst(Uniform(4), 4, 1.0), 4, 2), np.random.default_rng(0)
+    selector.add(np.array([0, 1, 2]), None)
+    # The newest two are drawn twice, then what is left of them.
+    assert [selector.draw(2, 3, random)[0].tolist() for _ in range(2)] == [[1, 2], [1, 2]]
+    assert selector.size == 1
+    drawn, chances = selector.draw(3, 3, random)
+    assert (drawn.tolist(), selector.size, selector.mass) == ([0, 0, 0], 0, 0.0)
+    np.testing.assert_allclose(chances, [1.0] * 3)
+    selector.add(np.array([1]), None)
+    assert [selector.draw(1, 3, random)[0].tolist() for _ in range(2)] == [[1], [1]]
+    assert selector.size == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(by_priority=st.booleans(), times=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_no_item_outlives_its_draws_nor_goes_before_them(by_priority: bool, times: int, seed: int) -> None:
+    random, counts, places = np.random.default_rng(seed), np.zeros(30, np.int64), np.arange(30)
+    rest = Prioritized(30, 1.0) if by_priority else Uniform(30)
+    selector = TakenAway(rest, 30, times)
+    selector.add(places, random.random(30) + 0.1 if by_priority else None)
+    while selector.size:
+        # What is taken away stays so, whatever its priority is said to be.
+        if isinstance(rest, Prioritized):
+            rest.update(places, random.random(30))
+        drawn, _ = selector.draw(5, 30, random)
+        assert (counts[drawn] < times).all()
+        np.add.at(counts, drawn, 1)
+        assert selector.size == np.count_nonzero(counts < times)
+    assert (counts >= times).all()

@@ -1,4 +1,5 @@
-"""Which items a draw takes: uniform, by priority, the newest. Knows positions of a storage, not what lies there."""
+"""Which items a draw takes: uniform, by priority, the newest; and which it is the last to take. Knows positions of a
+storage, not what lies there."""
 
 from __future__ import annotations
 
@@ -234,11 +235,54 @@ class NewestFirst:
             back *= 2
 
 
-Selector = Uniform | Prioritized | NewestFirst
+class TakenAway:
+    """Draws as `rest` does, and takes an item away after the draw that makes it `times`, twice in one draw included."""
+
+    def __init__(self, rest: Uniform | Prioritized | NewestFirst, capacity: int, times: int) -> None:
+        self._rest, self._times = rest, times
+        self._drawn = np.zeros(capacity, np.int32)
+        self.nbytes = rest.nbytes + self._drawn.nbytes
+
+    @property
+    def size(self) -> int:
+        return self._rest.size
+
+    @property
+    def mass(self) -> float:
+        return self._rest.mass
+
+    def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
+        """Makes new items drawable, `times` from now on."""
+        self._rest.add(positions, priorities)
+        self._drawn[positions] = 0
+
+    def clear(self, positions: np.ndarray) -> None:
+        """Takes away the items at `positions`, if there are any."""
+        self._rest.clear(positions)
+
+    def draw(self, n: int, filled: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Gives positions [n] and the probability that `rest` took each with."""
+        drawn, chances = self._rest.draw(n, filled, random)
+        places, counts = np.unique(drawn, return_counts=True)
+        self._drawn[places] += counts
+        self._rest.clear(places[self._drawn[places] >= self._times])
+        return drawn, chances
+
+    def state(self) -> dict[str, Any]:
+        return {"rest": self._rest.state(), "drawn": self._drawn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._rest.restore(state["rest"])
+        self._drawn[:] = state["drawn"]
+
+
+Selector = Uniform | Prioritized | NewestFirst | TakenAway
 
 
 def selector_of(config: TableConfig, capacity: int) -> tuple[Selector, Prioritized | None]:
     """Gives what a ring's config describes, and what of it takes priorities."""
     by_priority = Prioritized(capacity, config.alpha) if config.kind == "prioritized" else None
     rest = by_priority or Uniform(capacity)
-    return (NewestFirst(rest, capacity, config.newest) if config.newest else rest), by_priority
+    selector = NewestFirst(rest, capacity, config.newest) if config.newest else rest
+    times = config.max_times_sampled
+    return (TakenAway(selector, capacity, times) if times else selector), by_priority

@@ -186,7 +186,7 @@ class RingTable:
         """Gives the tokens of waiting requests, each with what it waits for."""
         frozen = "the table is being written to its checkpoint" if self._frozen else ""
         for n, token in self._wanted:
-            limited = "no item is complete" if self._limiter.may_sample(n) else self._limiter.why_sample_waits()
+            limited = "no item can be drawn" if self._limiter.may_sample(n) else self._limiter.why_sample_waits()
             yield token, frozen or limited
         for _, token in self._parked:
             yield token, frozen or self._limiter.why_insert_waits()
