@@ -1,7 +1,8 @@
-"""The faster of the forms that an actor's pass can take here, found by timing one pass in each.
+"""The fastest of the forms that an actor's pass can take here, found by timing one pass in each.
 
-Owns what is tried: the memory format of images, which is free to change, and bfloat16, which is not: what acted and
-what trains must agree on it, so its figure is only given. Knows no socket and no configuration but what was left open.
+Owns what is tried: numpy where there is such a form, and the memory format of images, which are free to change; and
+bfloat16, which is not: what acted and what trains must agree on it, so its figure is only given. Knows no socket and no
+configuration but what was left open.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from common.rl.actor import Actor, Seen
+from common.rl.actor import Actor
 from common.rl.networks import Inputs, Trunk, has_bf16
 
 log = logging.getLogger("headrace.inference")
@@ -21,11 +22,31 @@ _MOST_ROUNDS = 30
 _LEAST_ROUNDS = 3
 
 
-def settle_on(actor: Actor, seen: Seen) -> None:
-    """Leaves the actor as `settle` does, timed by acting on `seen`, and logs what was measured."""
-    # Fetching the actions waits for the device.
-    if said := settle(actor, lambda: actor.act(seen).action.cpu(), len(seen.env)):
+def settle_on(actor: Actor, in_torch: Callable[[], object], in_numpy: Callable[[], object] | None, rows: int) -> bool:
+    """Leaves the actor as `settle` does, and says whether `in_numpy`, the same pass, is faster; logs what was measured.
+
+    `in_torch` must wait for its device.
+    """
+    if in_numpy is None:
+        said, faster = settle(actor, in_torch, rows), False
+    else:
+        said, faster = compare(in_torch, in_numpy, rows)
+    if said:
         log.info("acts with %s", said)
+    return faster
+
+
+def compare(
+    in_torch: Callable[[], object],
+    in_numpy: Callable[[], object],
+    rows: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[str, bool]:
+    """Gives in words how long a pass of `rows` rows takes in torch and in numpy, and whether numpy is faster."""
+    times = dict(zip(("torch", "numpy"), shortest([in_torch, in_numpy], clock), strict=True))
+    faster, other = sorted(times, key=lambda name: times[name])
+    said = f"{faster}: {times[faster] * 1e3:.2f} ms for {rows} rows, {other} {times[other] * 1e3:.2f} ms"
+    return said, faster == "numpy"
 
 
 def settle(actor: Actor, run: Callable[[], object], rows: int, clock: Callable[[], float] = time.perf_counter) -> str:

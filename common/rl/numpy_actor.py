@@ -2,7 +2,8 @@
 
 A group's observations are narrow, so an eager pass spends its time in torch's dispatch and in its `tanh`, which costs
 ten times numpy's. Owns nothing but scratch memory: the weights are views of the policy's, and follow it in place. Knows
-which policies it can stand in for; all others act by themselves.
+which policies it can stand in for; all others act by themselves. Of wide layers torch may be the faster after all:
+fastest.py measures that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 from common.rl.actor import Actor
 from common.rl.encoders import MLP
 from common.rl.policy import Policy
-from common.types import Arrays
+from common.types import Arrays, select
 
 Floats = NDArray[np.float32]
 
@@ -53,6 +54,12 @@ class NumpyActor:
         self._action = policy.action
         self._rule = _RULES[policy.action.kind]
         self._scratch: list[Floats] = []
+
+    def act_for(self, requests: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
+        """Acts for several requests in one pass, each part of which is a list of their arrays."""
+        seen = select("observation", requests).items()
+        joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in seen}
+        return self.act(joined, np.concatenate(noise))
 
     def act(self, observation: Arrays, u: Floats) -> Arrays:
         """Gives action [B, ...] and extras.log_prob [B] for named observations [B, ...] and noise u [B, noise_size]."""

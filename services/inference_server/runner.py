@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class Runner:
         self._actor, self.env, self.spec = actor.to(self._device), env, actor.spec
         self._numpy = numpy_actor(self._actor)
         self._settled = not self._measured
-        log.info("acts in %s", "torch" if self._numpy is None else "numpy: the network is one small MLP")
+        log.info("acts in %s", "torch" if self._numpy is None else "numpy: the network is one MLP")
         rows = {f"observation.{a.name}": (np.dtype(a.dtype), a.shape) for a in env.observations}
         rows |= {f"state.{a.name}": (np.dtype(a.dtype), a.shape) for a in actor.spec.state}
         self._rows = {**rows, "first": (np.dtype(np.bool_), ()), "reward": (np.dtype(np.float32), ())}
@@ -93,7 +94,13 @@ class Runner:
         assert self._actor is not None
         noise = [uniforms(self._seed, (a.first_env, a.count), a.step, self._actor.noise_size) for a in acts]
         rows = {name: [act.arrays[name] for act in acts] for name in self._rows}
-        arrays = self._act(rows, noise, acts) if self._numpy is None else _act_in_numpy(self._numpy, rows, noise)
+        in_torch = partial(self._act, rows, noise, acts)
+        in_numpy = partial(self._numpy.act_for, rows, noise) if self._numpy else None
+        if not self._settled:
+            self._settled = True
+            if not settle_on(self._actor, in_torch, in_numpy, sum(a.count for a in acts)):
+                self._numpy = in_numpy = None
+        arrays = (in_numpy or in_torch)()
         replies, start = [], 0
         for act in acts:
             part = {name: array[start : start + act.count] for name, array in arrays.items()}
@@ -107,13 +114,5 @@ class Runner:
         batch = joined_to_device({**rows, _NOISE: noise, _ENV: env}, self._device)
         observation, state = select("observation", batch), select("state", batch)
         seen = Seen(observation, batch["first"], batch["reward"], state, batch[_NOISE], batch[_ENV])
-        if not self._settled:
-            self._settled = True
-            settle_on(self._actor, seen)
         acted = self._actor.act(seen)
         return to_host({"action": acted.action, **prefixed("extras", acted.extras), **prefixed("state", acted.state)})
-
-
-def _act_in_numpy(actor: NumpyActor, rows: dict[str, list[np.ndarray]], noise: list[np.ndarray]) -> Arrays:
-    joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in rows.items()}
-    return actor.act(select("observation", joined), np.concatenate(noise))
