@@ -65,11 +65,11 @@ class Job:
         return f"headrace train {given} run.seed={seed}"
 
 
-def one_for_all(environment: str, random: float) -> Job:
+def one_for_all(environment: str, random: float, plot: str) -> Job:
     """Gives the job of the one set of settings on an environment, held against a random policy."""
     name = f"one_for_all_{environment.partition('-')[0].rpartition('/')[2].lower()}"
     settings = f"env.id={environment}"
-    return Job(name, environment, "one_for_all", random, "random", "one-for-all", "one_for_all", settings, seeds=1)
+    return Job(name, environment, "one_for_all", random, "random", plot, "one_for_all", settings, seeds=1)
 
 
 HIDDEN = "CartPole-v1 without velocities"
@@ -112,25 +112,25 @@ JOBS = (
     Job("minatar_space_invaders_ppo", "MinAtar/SpaceInvaders-v1", "PPO", 4.2, "a random policy", "minatar-invaders"),
     Job("minatar_breakout_dqn", BREAKOUT, "DQN", 0.4, "a random policy", "minatar", seeds=1),
     Job("minatar_breakout_rainbow", BREAKOUT, "Rainbow", 0.4, "a random policy", "minatar", seeds=1),
-    Job("halfcheetah_ppo", "HalfCheetah-v5", "PPO", 5819, ZOO, "mujoco"),
-    Job("halfcheetah_a2c", "HalfCheetah-v5", "A2C", 3041, ZOO, "mujoco"),
-    Job("halfcheetah_sac", "HalfCheetah-v5", "SAC", 9535, ZOO, "mujoco"),
-    Job("halfcheetah_td3", "HalfCheetah-v5", "TD3", 9656, ZOO, "mujoco"),
-    Job("hopper_ppo", "Hopper-v5", "PPO", 2410, ZOO, "mujoco"),
-    Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "mujoco"),
+    Job("halfcheetah_ppo", "HalfCheetah-v5", "PPO", 5819, ZOO, "halfcheetah"),
+    Job("halfcheetah_a2c", "HalfCheetah-v5", "A2C", 3041, ZOO, "halfcheetah"),
+    Job("halfcheetah_sac", "HalfCheetah-v5", "SAC", 9535, ZOO, "halfcheetah"),
+    Job("halfcheetah_td3", "HalfCheetah-v5", "TD3", 9656, ZOO, "halfcheetah"),
+    Job("hopper_ppo", "Hopper-v5", "PPO", 2410, ZOO, "hopper"),
+    Job("hopper_sac", "Hopper-v5", "SAC", 2326, ZOO, "hopper"),
     Job("pong_ppo", "Pong", "PPO", 20.4, ZOO, "pong", seeds=1),
     Job("pong_impala", "Pong", "IMPALA", 20, "Espeholt et al. (2018)", "pong", seeds=1),
-    Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "fast-mujoco", "bench/halfcheetah-v5_ppo", seeds=1),
+    Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "halfcheetah-fast", "bench/halfcheetah-v5_ppo", seeds=1),
     Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", seeds=1),
     Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter", seeds=1),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
     Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
-    one_for_all("CartPole-v1", 22),
-    one_for_all("Pendulum-v1", -1250),
-    one_for_all("LunarLander-v3", -180),
-    one_for_all("LunarLanderContinuous-v3", -220),
-    one_for_all("HalfCheetah-v5", -280),
-    one_for_all(BREAKOUT, 0.4),
+    one_for_all("CartPole-v1", 22, "cartpole-values"),
+    one_for_all("Pendulum-v1", -1250, "pendulum"),
+    one_for_all("LunarLander-v3", -180, "lunarlander"),
+    one_for_all("LunarLanderContinuous-v3", -220, "lunarlander-continuous"),
+    one_for_all("HalfCheetah-v5", -280, "halfcheetah"),
+    one_for_all(BREAKOUT, 0.4, "minatar"),
 )
 
 

@@ -60,6 +60,24 @@ def test_the_reward_is_the_weighted_error_of_the_forward_model(cartpole: EnvSpec
     torch.testing.assert_close(three.learn(batch)[0], 3.0 * reward)
 
 
+def test_observations_are_normalised_by_those_before_this_batch_and_that_is_saved(cartpole: EnvSpec) -> None:
+    arrays = wheel(0)
+    small = {**arrays, "observation.obs": 1e-3 * arrays["observation.obs"] + 7.0}
+    plain, normal = curiosity(cartpole), curiosity(cartpole, network={"normalize_observations": True})
+    first, _ = normal.learn(to_batch(small, CPU))
+    torch.testing.assert_close(first, plain.learn(to_batch(small, CPU))[0])
+    moments, seen = normal.state_dict()["inputs"], small["observation.obs"][:-1].reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(moments["normalizer.moments.mean"], seen.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(moments["normalizer.moments.var"], seen.var(0), rtol=1e-6)
+    again = curiosity(cartpole, network={"normalize_observations": True})
+    again.load_state_dict(normal.state_dict())
+    rewards = [module.learn(to_batch(small, CPU))[0] for module in (normal, again)]
+    torch.testing.assert_close(rewards[0], rewards[1], atol=0, rtol=0)
+    # Two actions tell errors apart; four places only do where they are normalised.
+    kinds = [reward.round(decimals=3).unique().numel() for reward in (plain.learn(to_batch(small, CPU))[0], rewards[0])]
+    assert kinds == [2, 8]
+
+
 def test_a_step_whose_next_observation_is_not_known_earns_nothing(cartpole: EnvSpec) -> None:
     arrays = wheel(0)
     arrays["first"][5, 2] = True

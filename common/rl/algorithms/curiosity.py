@@ -100,16 +100,19 @@ class Curiosity:
         inverse_loss = -masked_mean(told.log_prob(batch.action), known)
         loss = (1.0 - share) * inverse_loss + share * forward_loss
         norm = self._optimizer.step(loss, self._config.lr, ranks.weight(error, known))
+        models.inputs.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()})
         # Not by a product: what is not known may be anything.
         intrinsic = torch.where(known, self._config.weight * error.detach(), 0.0)
         metrics = {"intrinsic_reward": masked_mean(intrinsic, known), "inverse_loss": inverse_loss}
         return intrinsic, {**metrics, "forward_loss": forward_loss, "curiosity_grad_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
-        """Gives the models' parameters and the optimiser."""
-        return {"parameters": self._optimizer.flat.clone(), "optimizer": self._optimizer.state_dict()}
+        """Gives the models' parameters, what their inputs know of observations, and the optimiser."""
+        inputs = {name: x.clone() for name, x in self._models.inputs.state_dict().items()}
+        return {"parameters": self._optimizer.flat.clone(), "inputs": inputs, "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, of the same settings."""
         self._optimizer.flat.copy_(state["parameters"])
+        self._models.inputs.load_state_dict(state["inputs"])
         self._optimizer.load_state_dict(state["optimizer"])
