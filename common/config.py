@@ -108,7 +108,9 @@ class ReplayConfig(Section):
     servers: int = Field(1, ge=1, description="replay-server processes; more than one share out the streams")
     tables: dict[str, TableConfig] = Field(default_factory=lambda: {"experience": TableConfig()}, min_length=1)
     max_policy_lag: int = Field(0, ge=0, description="hard bound on versions from acting to training; 0: synchronous")
-    group_deadline_s: float = Field(10.0, gt=0, description="lag 0: a batch goes without a group later than this")
+    group_deadline_s: float = Field(
+        10.0, gt=0, description="a batch goes without a group (lag 0), or a shard, later than this"
+    )
     checkpoint_s: float = Field(0.0, ge=0, description="seconds between checkpoints of each ring; 0: none")
 
 

@@ -8,30 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common.config import Config
 from common.errors import PeerLost
-from common.messages import Batch, Sample, UpdatePriorities
+from common.messages import UpdatePriorities
 from common.transport.client import Client
 from common.types import Arrays, make_version
+from services.learner_server.shards.table import Part, Shards
 from services.learner_server.staging import join
 
 PRIORITIES_IN_FLIGHT = 8
 Stage = Callable[[Arrays, int], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A Batch, the replay-server and its life that it is from, and N times its share of a draw from N items in all."""
-
-    batch: Batch
-    shard: int
-    life: int
-    odds: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +50,7 @@ class Feed:
         self._updates = updates
         self._stage = stage
         self._ahead = 0
-        self._turn = 0
-        self._random = np.random.default_rng(config.run.seed)
-        # The shards' priority masses and sizes as last heard: a ring's draws are shared out by the masses.
-        self._known = {name: (np.ones(len(shards)), np.zeros(len(shards))) for name in config.replay.tables}
+        self._tables = {name: Shards(name, shards, config.replay, config.run.seed) for name in config.replay.tables}
         self._priorities: set[asyncio.Task[object]] = set()
         self._queue: asyncio.Queue[Draw] = asyncio.Queue(config.learner.prefetch)
         self._fetcher = None if config.synchronous else asyncio.create_task(self._prefetch())
@@ -109,7 +97,7 @@ class Feed:
         tasks = [*self._priorities, *([self._fetcher] if self._fetcher else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *(t.close() for t in self._tables.values()), return_exceptions=True)
 
     async def _send(self, shard: int, message: UpdatePriorities) -> None:
         # With a server that is lost went the items.
@@ -124,49 +112,14 @@ class Feed:
 
     async def _draw(self, version: int) -> Draw:
         learner, mixed = self._learner, self._learner.replayed
+        table = self._tables[learner.table]
         if not self._fifo:
-            parts = await self._share_out(learner.table, learner.batch * learner.per_request, version)
+            parts = await table.share_out(learner.batch * learner.per_request, version)
             drawn = [(part.batch, part.odds) for part in parts]
             return Draw(parts, staged=await asyncio.to_thread(lambda: self._stage(join(drawn), learner.per_request)))
+        new = table.next_batch(learner.batch, version)
         if not mixed.table:
-            return Draw((await self._in_turn(version),))
-        n = mixed.per_online * self._columns
-        online, replayed = await asyncio.gather(self._in_turn(version), self._share_out(mixed.table, n, version))
+            return Draw((await new,))
+        stored = self._tables[mixed.table].share_out(mixed.per_online * self._columns, version)
+        online, replayed = await asyncio.gather(new, stored)
         return Draw((online,), replayed)
-
-    async def _in_turn(self, version: int) -> Part:
-        """Draws from a FIFO table: from one shard after the other, past those that are lost."""
-        while True:
-            shard = self._turn % len(self._shards)
-            self._turn += 1
-            if not self._shards[shard].live and any(client.live for client in self._shards):
-                continue
-            part = await self._ask(shard, Sample(self._learner.table, self._learner.batch, version))
-            if part is not None:
-                return part
-
-    async def _share_out(self, table: str, n: int, version: int) -> tuple[Part, ...]:
-        """Draws `n` items of a ring from all its live shards, each with the probability it has in the whole."""
-        masses, sizes = self._known[table]
-        while True:
-            live = np.array([client.live for client in self._shards])
-            mass = masses * live if live.any() else masses
-            shares = mass / mass.sum()
-            counts = self._random.multinomial(n, shares)
-            asked = [self._ask(s, Sample(table, int(k), version)) for s, k in enumerate(counts) if k]
-            parts = [part for part in await asyncio.gather(*asked) if part is not None]
-            for part in parts:
-                masses[part.shard], sizes[part.shard] = part.batch.mass, part.batch.size
-            if parts:
-                # Not by the masses that came with them: priorities may have changed since these shares were known.
-                odds = shares * sizes[shares > 0].sum()
-                return tuple(replace(part, odds=float(odds[part.shard])) for part in parts)
-
-    async def _ask(self, shard: int, sample: Sample) -> Part | None:
-        client = self._shards[shard]
-        try:
-            return Part(await client.request(sample), shard, client.server_life)
-        except PeerLost:
-            if len(self._shards) == 1:
-                raise
-            return None

@@ -65,6 +65,23 @@ async def test_a_job_goes_on_with_the_other_shard_while_one_is_away(tmp_path: Pa
         assert await job.ended() in (0, 130), job.text()
 
 
+async def test_a_job_goes_on_while_the_env_server_of_one_shard_is_away(tmp_path: Path) -> None:
+    paced = {"id": "paced:cartpole", "servers": 2, "groups": 1, "envs": 4}
+    tree = coupled({**TREE, "env": paced, "stop": {"steps": 1_000_000}}, 8.0)
+    tree["replay"] |= {"servers": 2, "group_deadline_s": 1.0}
+    with Job(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as job:
+        await until(lambda: job.updates() > 100, "updates from both shards")
+        away = job.pids()["env"]
+        os.kill(away, signal.SIGSTOP)
+        # By then the limiter of the shard without inserts holds draws back.
+        updates = job.updates() + 2 * BUFFER // BATCH
+        await until(lambda: job.updates() > updates + 200, "updates from the shard that is left", 90.0)
+        assert "gave nothing of 'experience' for 1 s" in (job.run_dir / "logs" / "learner.log").read_text()
+        os.kill(away, signal.SIGCONT)
+        job.interrupt()
+        assert await job.ended() in (0, 130), job.text()
+
+
 async def test_laser_trains_on_stored_columns_beside_new_ones(tmp_path: Path) -> None:
     tree: dict[str, Any] = {
         **TREE,

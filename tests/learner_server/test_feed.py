@@ -24,16 +24,30 @@ TABLE: dict[str, Any] = {"kind": "prioritized", "capacity": 100, "alpha": 1.0}
 
 
 class Shard:
-    """One replay-server's table of `items`, each with its number as its reward; `answering` holds priorities back."""
+    """One replay-server's table of `items`, each with its number as its reward.
+
+    `answering` holds answers to priorities back, `giving` those to Samples, whose sizes are `asked`.
+    """
 
     server_life = 5
 
-    def __init__(self, items: Sequence[int]) -> None:
+    def __init__(self, items: Sequence[int], **table: Any) -> None:
         self.live, self.lost = True, False
-        self.answering = asyncio.Event()
+        self.answering, self.giving = asyncio.Event(), asyncio.Event()
         self.answering.set()
+        self.giving.set()
+        self.asked: list[int] = []
         T = len(items)
-        self._table = RingTable("experience", TableConfig(**TABLE), T, largest_insert=T, largest_sample=99, seed=T)
+        config = TableConfig(**TABLE, **table)
+        self._table = RingTable("experience", config, T, largest_insert=T, largest_sample=99, seed=T)
+        self._filled = asyncio.Event()
+        self._drawn: list[Drawn] = []
+        self._items, self._unrolls = items, 0
+        self.fill()
+
+    def fill(self) -> None:
+        """Inserts the items, once more if they are there."""
+        items, T = self._items, len(self._items)
         arrays: Arrays = {
             "observation.obs": np.zeros((T + 1, 1, 1), np.float32),
             "first": np.zeros((T + 1, 1), np.bool_),
@@ -42,10 +56,15 @@ class Shard:
             **{name: np.zeros((T, 1), np.bool_) for name in ("terminated", "truncated")},
             "valid": np.ones((T, 1), np.bool_),
         }
-        unroll = Unroll("env-0/0", 1, 1, 0, arrays)
+        self._unrolls += 1
+        unroll = Unroll("env-0/0", 1, self._unrolls, 0, arrays)
         self._table.check(unroll)
         self._table.insert(unroll, "insert")
-        self._table.poll(0.0)
+        self._poll()
+        self._filled.set()
+
+    def _poll(self) -> None:
+        self._drawn += [answer for answer in self._table.poll(0.0) if isinstance(answer, Drawn)]
 
     def weigh(self, priorities: Sequence[float]) -> None:
         """Gives the items these priorities before the next draw."""
@@ -62,9 +81,14 @@ class Shard:
             await self.answering.wait()
             self._table.update(message.arrays, stale=message.life != self.server_life)
             return Ok()
+        self.asked.append(message.n)
+        await self.giving.wait()
         self._table.sample(message.n, message.version, "draw")
-        (answer,) = self._table.poll(0.0)
-        assert isinstance(answer, Drawn)
+        self._poll()
+        while not self._drawn:
+            self._filled.clear()
+            await self._filled.wait()
+        answer = self._drawn.pop()
         assert answer.arrays is not None
         return Batch(0, self._table.size, self._table.mass, 0, (), answer.arrays)
 
@@ -74,7 +98,7 @@ async def feeding(*shards: Shard, stage: Stage = lambda drawn, batches: drawn) -
     config: Config = validate(
         {
             "env": {"groups": len(shards)},
-            "replay": {"servers": len(shards), "tables": {"experience": TABLE}},
+            "replay": {"servers": len(shards), "tables": {"experience": TABLE}, "group_deadline_s": 0.05},
             "learner": {"batch": 50},
         }
     )
@@ -162,6 +186,61 @@ async def test_a_shard_that_is_lost_is_left_out_and_its_items_are_not_counted() 
         for _ in range(3):
             items, _ = staged(await feed.next())
         assert items.min() >= 5
+
+
+async def test_a_shard_that_gives_nothing_is_waited_for_once_and_what_it_gives_late_is_drawn(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shards = [Shard(range(5)), Shard(range(5, 15))]
+    async with feeding(*shards) as feed, asyncio.timeout(20):
+        await feed.next()
+        await feed.next()
+        shards[1].giving.clear()
+        asked = len(shards[1].asked)
+        while len(shards[1].asked) == asked:
+            await feed.next()
+        sizes = [len(staged(await feed.next())[0]) for _ in range(20)]
+        # Asked once more, and not again; after the draw that went without its part, whole ones from the other.
+        assert len(shards[1].asked) == asked + 1
+        assert sizes[3:] == [50] * 17
+        assert sum("replay-1 gave nothing of 'experience' for 0.05 s" in said for said in caplog.messages) == 1
+        shards[1].giving.set()
+        late = 0
+        while not late:
+            items, _ = staged(await feed.next())
+            late = np.count_nonzero(items >= 5)
+        assert (len(items), late) == (50, sum(shards[1].asked[asked : asked + 2]))
+        for _ in range(2):
+            await feed.next()
+        # As if nothing had been: 15 items, of equal priority.
+        np.testing.assert_allclose(staged(await feed.next())[1], 1.0, rtol=1e-6)
+
+
+async def test_a_shard_whose_items_were_all_taken_away_is_drawn_from_again_once_it_has_others() -> None:
+    shards = [Shard(range(5), max_times_sampled=1), Shard(range(5, 15))]
+    async with feeding(*shards) as feed, asyncio.timeout(60):
+        while shards[0].mass:
+            await feed.next()
+        items, _ = staged(await feed.next())
+        items, _ = staged(await feed.next())
+        assert items.min() >= 5
+        # Before it is asked anew, and while it owes an answer.
+        for asked in (0, 1):
+            while len(shards[0].asked) < 1 + asked:
+                await feed.next()
+            shards[0].fill()
+            while staged(await feed.next())[0].min() >= 5:
+                pass
+
+
+async def test_a_table_that_is_empty_again_is_waited_for() -> None:
+    shard = Shard(range(5), max_times_sampled=1)
+    async with feeding(shard) as feed, asyncio.timeout(20):
+        await feed.next()
+        await turns()
+        assert shard.mass == 0.0
+        shard.fill()
+        assert set(staged(await feed.next())[0].tolist()) <= set(range(5))
 
 
 async def turns(count: int = 20) -> None:
