@@ -78,7 +78,8 @@ class Feed:
         self._updates, self._ahead = updates, max(0, self._ahead - 1)
 
     async def prioritize(self, draw: Draw, priorities: np.ndarray) -> None:
-        """Sends the new priorities of a draw's items on their way; waits only if many are under way already."""
+        """Sends the new priorities of a draw's items on their way, but for those that are nan; waits only if many are
+        under way already."""
         while len(self._priorities) >= PRIORITIES_IN_FLIGHT:
             done, _ = await asyncio.wait(self._priorities, return_when=asyncio.FIRST_COMPLETED)
             self._priorities -= done
@@ -87,7 +88,9 @@ class Feed:
         start = 0
         for part in draw.online:
             keys = part.batch.arrays["keys"]
-            arrays = {"keys": keys, "priorities": priorities[start : start + len(keys)]}
+            own = priorities[start : start + len(keys)]
+            new = ~np.isnan(own)
+            arrays = {"keys": keys[new], "priorities": own[new]}
             start += len(keys)
             message = UpdatePriorities(self._learner.table, part.life, arrays)
             self._priorities.add(asyncio.create_task(self._send(part.shard, message)))

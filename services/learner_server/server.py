@@ -98,13 +98,12 @@ class Learner:
         try:
             update = await loop.run_in_executor(self._pool, self._update, trainer, draw, unrolls)
         except NonFiniteUpdate as error:
-            self._record.metrics.skipped.inc()
-            self._context.health.say(f"update {trainer.updates} skipped: {error}")
-            if self._config.learner.on_nan == "stop":
-                raise
+            self._skip(trainer.updates, error)
             return
         finally:
             feed.trained(trainer.updates)
+        for skipped in update.skipped:
+            self._skip(trainer.updates, skipped)
         if trainer.updates % self._config.learner.publish_every < update.made:
             self._publish(trainer)
         if update.priorities is not None and self._kind == "prioritized":
@@ -113,6 +112,12 @@ class Learner:
         if self._record.checkpoint_due:
             await loop.run_in_executor(self._pool, self.replicas.compare, trainer)
             await loop.run_in_executor(self._pool, self._record.save, trainer)
+
+    def _skip(self, update: int, error: NonFiniteUpdate) -> None:
+        self._record.metrics.skipped.inc()
+        self._context.health.say(f"update {update} skipped: {error}")
+        if self._config.learner.on_nan == "stop":
+            raise error
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":

@@ -22,17 +22,19 @@ from common.rl.stacks import stack
 from common.types import Arrays, EnvSpec, make_version, show_version
 from services.learner_server.staging import in_turn
 
-# What was drawn for several batches, and these as tensors on the learner's device.
-Staged = tuple[Arrays, list[Transitions | Batch]]
+# What was drawn for several batches, and each: on the learner's device, and the items [n] where an array is not finite.
+Staged = tuple[Arrays, list[tuple[Transitions | Batch, dict[str, np.ndarray]]]]
 # One inf in a normaliser's moments would spoil every update after it.
-_FROM_ENVIRONMENT = ("observation.", "final.", "reward")
+_FROM_ENVIRONMENT = ("observation.", "next_observation.", "final.", "reward")
+_MEND = "mend the environment: it gives inf or nan"
 _KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
 class Update(NamedTuple):
     """What one update did: the algorithm's scalars, valid steps trained on, policy lags in versions, and the items'
-    new priorities [n] if they have any. Or what `made` updates did, one after another: the last one's scalars."""
+    new priorities [n] if they have any. Or what `made` updates did, one after another: the last one's scalars, and why
+    others were `skipped`; a priority of nan is that of an item which keeps its own."""
 
     scalars: dict[str, float]
     steps: int
@@ -40,12 +42,24 @@ class Update(NamedTuple):
     lag_max: int
     priorities: np.ndarray | None = None
     made: int = 1
+    skipped: tuple[NonFiniteUpdate, ...] = ()
 
 
 def _gives(table: TableConfig) -> Batches:
     if table.kind in ("fifo", "unrolls"):
         return "unrolls"
     return "sequences" if table.sequence else "transitions"
+
+
+def _not_finite(batch: Arrays) -> dict[str, np.ndarray]:
+    """Gives for each array of a ring's batch in which an environment's number is not finite the items, [n] bool."""
+    axis = batch["reward"].ndim - 1
+    found: dict[str, np.ndarray] = {}
+    for name, array in batch.items():
+        if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            items = np.moveaxis(finite, axis, 0).reshape(array.shape[axis], -1)
+            found[name] = ~np.logical_and.reduce(items, axis=1)
+    return found
 
 
 class Trainer:
@@ -91,25 +105,41 @@ class Trainer:
 
     def stage(self, drawn: Arrays, batches: int) -> Staged:
         """Makes what was drawn for several batches ready for `update_in_turn`; reads nothing that training changes."""
-        return drawn, [self._tensors(batch) for batch in in_turn(drawn, batches)]
+        return drawn, [(self._tensors(batch), _not_finite(batch)) for batch in in_turn(drawn, batches)]
 
     def update_in_turn(self, staged: Staged, progress: float) -> Update:
-        """Trains on one batch after another; raises what `update` does, at the first that is not finite."""
+        """Trains on one batch after another, past those that are not finite; raises what `update` does if all are so.
+
+        An item that is not finite gets a priority of 0: it would spoil the next batch too.
+        """
         drawn, batches = staged
-        lag = self.check(drawn)
-        updates = [self._learn(batch, progress, lag) for batch in batches]
-        priorities = None if updates[0].priorities is None else np.empty(len(drawn["relative"]), np.float32)
-        for first, update in enumerate(updates):
-            if priorities is not None:
-                priorities[first :: len(batches)] = update.priorities
-        return updates[-1]._replace(steps=sum(u.steps for u in updates), priorities=priorities, made=len(updates))
+        lag, priorities = self._lag(drawn), np.full(len(drawn["relative"]), np.nan, np.float32)
+        made: list[Update] = []
+        skipped: list[NonFiniteUpdate] = []
+        for first, (batch, spoilt) in enumerate(batches):
+            own = priorities[first :: len(batches)]
+            try:
+                if spoilt:
+                    own[np.any(list(spoilt.values()), axis=0)] = 0.0
+                    raise NonFiniteUpdate(f"{', '.join(spoilt)} is not finite", _MEND)
+                made.append(self._learn(batch, progress, lag))
+            except NonFiniteUpdate as error:
+                skipped.append(error)
+                continue
+            if made[-1].priorities is not None:
+                own[:] = made[-1].priorities
+        if not made:
+            raise skipped[0]
+        given = None if made[-1].priorities is None else priorities
+        steps = sum(update.steps for update in made)
+        return made[-1]._replace(steps=steps, priorities=given, made=len(made), skipped=tuple(skipped))
 
     def check(self, arrays: Arrays) -> np.ndarray:
         """Gives the lags of what just came in a staged batch; raises what `update` does, but for a loss."""
         lag = self._lag(arrays)
         for name, array in arrays.items():
             if name.startswith(_FROM_ENVIRONMENT) and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise NonFiniteUpdate(f"{name} is not finite", "mend the environment: it gives inf or nan")
+                raise NonFiniteUpdate(f"{name} is not finite", _MEND)
         return lag
 
     def learn(self, arrays: Arrays, progress: float, lag: np.ndarray) -> Update:

@@ -269,6 +269,18 @@ async def test_draws_go_on_while_priorities_are_unanswered_up_to_a_bound() -> No
         assert shard.mass == pytest.approx(5 * 9.0)
 
 
+async def test_a_priority_of_nan_is_not_sent() -> None:
+    shard = Shard(range(5))
+    async with feeding(shard) as feed, asyncio.timeout(20):
+        draw = await feed.next()
+        items, _ = staged(draw)
+        await feed.prioritize(draw, np.where(items == 2, np.nan, 4.0))
+        await turns()
+        await feed.next()
+        await feed.next()
+    assert shard.mass == pytest.approx(4 * 4.0 + 1.0)
+
+
 async def test_each_shard_gets_the_priorities_of_its_own_items() -> None:
     shards = [Shard(range(5)), Shard(range(5, 15))]
     async with feeding(*shards) as feed, asyncio.timeout(20):

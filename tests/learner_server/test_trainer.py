@@ -157,17 +157,17 @@ def test_any_algorithm_makes_its_own_actor_and_says_what_acting_needs() -> None:
     assert made.algorithm.acting(40, 0.25) == {"epsilon": 10.5}
 
 
-def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_its_own_priority() -> None:
-    ring = {"kind": "prioritized", "capacity": 100}
-    sections: dict[str, Any] = {
-        "network": {"name": "mlp", "hidden": [8]},
-        "algorithm": {"name": "dqn"},
-        "learner": {"lr": 1e-2, "batch": 3},
-        "replay": {"tables": {"experience": ring}},
-    }
-    together, apart = trainer(**sections), trainer(**sections)
-    random, n = np.random.default_rng(0), 6
-    drawn = {
+PRIORITIZED: dict[str, Any] = {
+    "network": {"name": "mlp", "hidden": [8]},
+    "algorithm": {"name": "dqn"},
+    "learner": {"lr": 1e-2, "batch": 3},
+    "replay": {"tables": {"experience": {"kind": "prioritized", "capacity": 100}}},
+}
+
+
+def transitions(n: int) -> Arrays:
+    random = np.random.default_rng(0)
+    return {
         "observation.obs": random.normal(size=(n, 3)).astype(np.float32),
         "next_observation.obs": random.normal(size=(n, 3)).astype(np.float32),
         "action": random.integers(0, 2, n),
@@ -175,6 +175,11 @@ def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_
         "discount": np.full(n, 0.9, np.float32),
         "relative": np.ones(n, np.float32),
     }
+
+
+def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_its_own_priority() -> None:
+    together, apart = trainer(**PRIORITIZED), trainer(**PRIORITIZED)
+    drawn = transitions(6)
     update = together.update_in_turn(together.stage(drawn, 2), 0.5)
     first, second = (apart.update(batch, 0.5) for batch in in_turn(drawn, 2))
     assert packed(together) == packed(apart)
@@ -185,6 +190,35 @@ def test_several_batches_of_one_draw_train_one_after_another_and_each_item_gets_
     assert update.priorities[0::2].tolist() == first.priorities.tolist()
     assert update.priorities[1::2].tolist() == second.priorities.tolist()
     assert first.priorities.tolist() != second.priorities.tolist()
+
+
+@pytest.mark.parametrize("name", ["reward", "next_observation.obs"])
+def test_an_item_that_is_not_finite_costs_its_own_batch_and_is_not_wanted_again(name: str) -> None:
+    together, apart = trainer(**PRIORITIZED), trainer(**PRIORITIZED)
+    drawn = transitions(6)
+    other = in_turn(drawn, 2)[0]
+    drawn[name][3] = np.inf
+    update = together.update_in_turn(together.stage(drawn, 2), 0.5)
+    expected = apart.update(other, 0.5)
+    assert packed(together) == packed(apart)
+    assert (together.updates, update.made, update.steps) == (1, 1, 3)
+    assert [str(error) for error in update.skipped] == [
+        f"{name} is not finite (mend the environment: it gives inf or nan)"
+    ]
+    assert update.priorities is not None
+    assert expected.priorities is not None
+    assert update.priorities[0::2].tolist() == expected.priorities.tolist()
+    # The others of its batch keep what they have.
+    np.testing.assert_array_equal(update.priorities[1::2], [np.nan, 0.0, np.nan])
+
+
+def test_a_draw_without_a_finite_batch_changes_nothing() -> None:
+    made, drawn = trainer(**PRIORITIZED), transitions(6)
+    before = packed(made)
+    drawn["reward"][[2, 3]] = np.nan
+    with pytest.raises(NonFiniteUpdate, match="reward is not finite"):
+        made.update_in_turn(made.stage(drawn, 2), 0.5)
+    assert (packed(made), made.updates) == (before, 0)
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:

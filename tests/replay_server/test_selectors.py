@@ -97,6 +97,15 @@ def test_uniform_draws_pass_over_gaps_without_favour() -> None:
     assert chi_square(counts, np.full(101, 1000.0)) < 149.4
 
 
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_a_first_priority_that_is_not_finite_is_the_largest_so_far(unknown: float) -> None:
+    selector = Prioritized(4, alpha=1.0)
+    selector.add(np.array([0, 1]), np.array([3.0, unknown]))
+    assert selector.mass == 4.0
+    selector.add(np.array([2, 3]), np.array([unknown, 1.0]))
+    assert selector.mass == 8.0
+
+
 def test_an_item_is_taken_away_after_its_last_draw_and_may_come_again() -> None:
     selector, random = TakenAway(NewestFirst(Uniform(4), 4, 1.0), 4, 2), np.random.default_rng(0)
     selector.add(np.array([0, 1, 2]), None)

@@ -133,11 +133,11 @@ class Prioritized:
         return self._tree.total
 
     def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
-        """Makes new items drawable; a priority of nan, or none, is the largest."""
+        """Makes new items drawable; a priority that is not finite, or none, is the largest."""
         if priorities is None:
             self._tree.set(positions, self._largest**self._alpha)
         else:
-            self._set(positions, np.where(np.isnan(priorities), self._largest, priorities))
+            self._set(positions, np.where(np.isfinite(priorities), priorities, self._largest))
         self.size += len(positions)
 
     def clear(self, positions: np.ndarray) -> None:
