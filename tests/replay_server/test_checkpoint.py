@@ -13,7 +13,7 @@ import pytest
 from jobs import Service, short_dir, until, write_config
 from streams import World
 
-from common.config import Config, TableConfig, load
+from common.config import CONFIGS, Config, TableConfig, load
 from common.errors import ConfigError
 from common.messages import Batch, Insert, Inserted, Ok, Sample, UpdatePriorities
 from common.service import connect, make_context
@@ -321,6 +321,10 @@ def _fetch(url: str) -> bytes:
             {"sequence": 8, "period": 4, "her": {"k": 1}},
             r"experience\.her\.k=1 with .*\.sequence=8: .*\.sequence to 0, or replay\.tables\.experience\.her\.k to 0",
         ),
+        (
+            {"samples_per_insert": 2.0, "max_times_sampled": 1},
+            r"experience\.samples_per_insert=2 cannot be had: .*\.max_times_sampled=1 draws \(set .* more, or to 0",
+        ),
         ({"kind": "unrolls", "her": {"k": 1}}, r"her\.k=1 with .*\.kind=unrolls: .*\.kind to uniform or prioritized"),
         ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
         ({"sequence": 8, "period": 0}, r"experience\.period=0 is no multiple"),
@@ -334,3 +338,13 @@ def test_rings_whose_items_could_never_be_made_are_refused(tree: dict[str, Any],
         config = load(write_config(directory / "job.yaml", settings), (), {})
         with pytest.raises(ConfigError, match=message):
             make_table("experience", config)
+
+
+def test_a_coupled_table_of_stored_unrolls_gives_as_many_as_a_batch_mixes_in() -> None:
+    limits = ["samples_per_insert=7", "error_buffer=100000"]
+    config = load(CONFIGS / "cartpole_laser.yaml", [f"replay.tables.replayed.{limit}" for limit in limits], {})
+    mixed = config.learner.replayed.per_online * config.learner.batch * config.env.envs
+    table = make_table("replayed", config)
+    table.sample(mixed, 0, "draw")
+    with pytest.raises(ConfigError, match=f"checked for at most {mixed}"):
+        table.sample(mixed + 1, 0, "draw")

@@ -85,11 +85,12 @@ def test_new_items_enter_at_the_largest_priority_ever_given() -> None:
     assert selector.mass == 2.0 + 4.0 + 3.0
 
 
-def test_uniform_draws_pass_over_gaps_without_favour() -> None:
+@pytest.mark.parametrize("filled", [300, 1000])
+def test_uniform_draws_pass_over_gaps_without_favour(filled: int) -> None:
     selector, random = Uniform(1000), np.random.default_rng(2)
-    items = np.concatenate([np.arange(100), [997]])
+    items = np.concatenate([np.arange(100), [filled - 3]])
     selector.add(items, None)
-    drawn, probabilities = selector.draw(101_000, 1000, random)
+    drawn, probabilities = selector.draw(101_000, filled, random)
     assert set(probabilities.tolist()) == {1 / 101}
     counts = np.bincount(drawn, minlength=1000)[items]
     assert counts.sum() == 101_000

@@ -99,6 +99,11 @@ class Uniform:
 
     def draw(self, n: int, filled: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Gives positions [n], with replacement, and the probability of each; items lie at positions < `filled`."""
+        if self.size < filled // 8:
+            # Where few are left, to try places would take a long time.
+            places = np.flatnonzero(self._ready[:filled])
+            drawn = places[random.integers(len(places), size=n)]
+            return drawn, self.chances(drawn)
         drawn = random.integers(filled, size=n)
         if self.size < filled:
             drawn = drawn[self._ready.take(drawn)]

@@ -333,7 +333,9 @@ def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
 
 def make_ring(name: str, config: Config) -> RingTable:
     """Gives the ring that `replay.tables.<name>` describes; raises ConfigError if its items could never be made."""
-    table, largest = config.replay.tables[name], config.learner.batch * config.learner.per_request
+    table, learner = config.replay.tables[name], config.learner
+    each = learner.replayed.per_online * config.env.envs if name == learner.replayed.table else learner.per_request
+    largest = learner.batch * each
     least = _least(f"replay.tables.{name}", table, config)
     return RingTable(
         name,
@@ -353,6 +355,12 @@ def _least(key: str, table: TableConfig, config: Config) -> int:
         check_hindsight(key, table)
     if table.n_step > 1 and table.discount is None:
         raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
+    if 0 < table.max_times_sampled < table.samples_per_insert:
+        raise ConfigError(
+            f"{key}.samples_per_insert={table.samples_per_insert:g} cannot be had: each item is gone after "
+            f"{key}.max_times_sampled={table.max_times_sampled} draws",
+            f"set {key}.max_times_sampled to more, or to 0",
+        )
     if table.sequence and (table.period == 0 or table.period % unroll):
         raise ConfigError(
             f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
