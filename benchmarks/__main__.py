@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import ablation, connections, draws, memory, plots, replay, scaling, solve, updates, wire
 from benchmarks.page import repetitions, stamped, write_json, write_sections
+from common.errors import HeadraceError
 from services.control.bench.collect import bench_collect
 from services.control.bench.jobs import collect_job, train_job
 from services.control.bench.peers import HOME, PEERS, Peer, python_of
@@ -54,7 +55,7 @@ def collect(env_id: str, seconds: float, repeat: int) -> str:
     jobs = collect_job(env_id)
     report = bench_collect(jobs, seconds, repeat, HOME, say)
     report.write(_kept(f"collect-{env_id}"))
-    return f"{report.markdown()}\n\n{profile_collect(jobs[1], seconds)}"
+    return f"{report.markdown()}\n\n{_profiled(lambda: profile_collect(jobs[1], seconds))}"
 
 
 def train(env_id: str, seconds: float, repeat: int) -> str:
@@ -64,7 +65,15 @@ def train(env_id: str, seconds: float, repeat: int) -> str:
 
 
 def profile(env_id: str, seconds: float) -> str:
-    return profile_train(train_job(env_id)[1], seconds)
+    return _profiled(lambda: profile_train(train_job(env_id)[1], seconds))
+
+
+def _profiled(measure: Callable[[], str]) -> str:
+    """Gives a profile, or why there is none: what was measured before stands without it."""
+    try:
+        return measure()
+    except HeadraceError as error:
+        return f"Not profiled: {error}."
 
 
 def _kept(name: str) -> Path:

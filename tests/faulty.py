@@ -1,13 +1,17 @@
-"""A CartPole that goes wrong once per file system: at a step it hangs, or takes its process with it."""
+"""A CartPole that goes wrong once per file system: at a step it hangs, or takes its process with it. And a subject."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+
+from common.config import Config
 
 # In a C loop that neither gives up the interpreter's lock nor looks for signals; ends after minutes.
 _LONG = range(10**11)
@@ -44,3 +48,8 @@ class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def make(fault: str, marker: str) -> gymnasium.Env[Any, Any]:
     return Faulty(fault, marker)
+
+
+def dying_subject(config: Config) -> Callable[[], int]:
+    """A subject of a benchmark whose process ends without a word."""
+    os._exit(9)

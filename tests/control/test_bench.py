@@ -9,22 +9,23 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import faulty
 import gymnasium
 import numpy as np
 import psutil
 import pytest
 
-from common.config import CONFIGS, Config, load
+from common.config import CONFIGS, Config, load, validate
 from common.errors import ConfigError, HeadraceError
 from services.control.bench import collect
 from services.control.bench.collect import interleave
 from services.control.bench.jobs import FOLDER, collect_job, train_job
 from services.control.bench.numpy_cartpole import NumpyCartPole
 from services.control.bench.pipeline import Measured, collecting, open_pipeline
-from services.control.bench.profile import shares, table
+from services.control.bench.profile import recorded, shares, table
 from services.control.bench.report import Report, Row, show_ratio
-from services.control.bench.subjects import rate, step_and_infer, step_infer_learn
-from services.control.bench.train import measured
+from services.control.bench.subjects import plain_env, rate, step_and_infer, step_infer_learn
+from services.control.bench.train import bench_train, measured
 
 NULL = (
     "env.id=headrace/Null-v0",
@@ -152,6 +153,12 @@ def test_a_collect_run_holds_nothing_back() -> None:
     assert collecting(load(None, [ring, *tables], {})).replay.tables["ring"].samples_per_insert == 0.0
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_collects_in_the_place_of_any_overlay_is_a_config_that_services_take(path: Path) -> None:
+    config = collecting(load(path, (), {}))
+    assert validate(config.model_dump(mode="json")).rollout.tables == config.rollout.tables
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_is_trained_is_asynchronous_with_one_epoch(path: Path) -> None:
     config = load(path, (), {})
@@ -195,6 +202,42 @@ def test_a_subject_that_fails_says_so() -> None:
     config = load(None, ["env.id=CartPole-v1", "env.kwargs={nonsense: 1}"], {})
     with pytest.raises(ConfigError, match="nonsense"):
         rate(step_and_infer, config, 0.1)
+
+
+def test_a_subject_that_dies_is_not_waited_for() -> None:
+    with pytest.raises(HeadraceError, match="ended with exit code 9"):
+        rate(faulty.dying_subject, load(None, ["env.id=CartPole-v1"], {}), 0.1)
+
+
+def test_a_profile_that_cannot_be_made_is_an_error_that_says_why() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with pytest.raises(HeadraceError, match=r"py-spy did not record env-0: .+"):
+        recorded({"env-0": ended.pid}, 1.0)
+
+
+def test_a_plain_game_of_ataris_is_what_a_policy_sees_elsewhere() -> None:
+    env = plain_env(load(None, ["env.id=ALE/Pong-v5", "env.kwargs={repeat_action_probability: 0}"], {}))
+    seen, _ = env.reset(seed=0)
+    assert (seen.shape, seen.dtype) == ((4, 84, 84), np.uint8)
+    env.close()
+
+
+def test_a_tuned_job_of_another_environment_is_refused() -> None:
+    default, _ = train_job("CartPole-v1")
+    _, other = train_job("HalfCheetah-v5")
+    with pytest.raises(ConfigError, match="the tuned job is for HalfCheetah-v5"):
+        bench_train((default, other), 1.0, 1, Path("nowhere"), print)
+
+
+async def test_a_server_that_died_is_another_one_in_the_next_measurement() -> None:
+    config = load(None, NULL, {})
+    async with open_pipeline() as pipeline:
+        await pipeline.run(config, 0.2, warm_s=0.1)
+        for child in pipeline.children:
+            child.process.kill()
+            child.process.wait()
+        assert (await pipeline.run(config, 0.2, warm_s=0.1)).steps_s > 0
 
 
 async def test_the_pipeline_counts_steps_and_names_who_works_and_leaves_nothing() -> None:

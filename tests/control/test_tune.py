@@ -123,11 +123,16 @@ def test_the_unroll_of_a_ring_is_not_touched() -> None:
 
 
 def test_the_bottleneck_is_the_busiest_role_if_it_is_busy() -> None:
-    assert bottleneck({"env": 0.83, "inference": 0.2}) == (
-        "The bottleneck is the env role: of their time, env-servers 83% in the simulator, "
-        "inference-servers 20% in forward passes."
+    assert bottleneck({"env": 0.83, "inference": 0.2, "replay": 0.1}) == (
+        "The bottleneck of collecting is the env role: of their time, env-servers 83% in the simulator, "
+        "inference-servers 20% in forward passes, the replay-server 10% at work."
     )
-    assert bottleneck({"env": 0.1, "inference": 0.3}).startswith("No role is the bottleneck: messages")
+    assert bottleneck({"env": 0.1, "inference": 0.3, "replay": 0.9}).startswith(
+        "The bottleneck of collecting is the replay"
+    )
+    assert bottleneck({"env": 0.1, "inference": 0.3, "replay": 0.2}).startswith(
+        "No role is the bottleneck of collecting"
+    )
 
 
 def test_one_lucky_figure_does_not_win() -> None:
@@ -145,7 +150,7 @@ def test_the_overlay_is_the_job_with_its_new_sizes(tmp_path: Path) -> None:
     tuning.busy = {point: {"env": 0.2, "inference": 0.9}}
     text = overlay(tuning)
     assert "4.00 times the 1k of the job as it was; 2 settings measured" in text
-    assert "The bottleneck is the inference role" in text
+    assert "The bottleneck of collecting is the inference role" in text
     assert "a batch of 2 unrolls is 32768 steps now" in text
     path = tmp_path / "tuned.yaml"
     write(tuning, path)

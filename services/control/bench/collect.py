@@ -15,6 +15,7 @@ from services.control.bench import peers
 from services.control.bench.pipeline import WARM_S, Measured, open_pipeline
 from services.control.bench.report import Report, Row
 from services.control.bench.subjects import (
+    ATARI,
     VECTOR,
     async_vector_env,
     bare_loop,
@@ -58,7 +59,7 @@ def gymnasium_subjects(config: Config, seconds: float) -> Subjects:
     cores = os.cpu_count() or 1
     if config.env.id.startswith("Crafter"):
         return {f"stock package on {cores} cores": lambda: rate(stock_crafter, config, seconds, cores)}
-    if config.env.id not in gymnasium.registry:
+    if config.env.id not in gymnasium.registry and not config.env.id.startswith(ATARI):
         return {}
     return {
         "single env, no policy": lambda: rate(bare_loop, config, seconds),
@@ -67,11 +68,16 @@ def gymnasium_subjects(config: Config, seconds: float) -> Subjects:
     }
 
 
+def check_same(tuned: Config, other: Config) -> None:
+    """Raises ConfigError unless both jobs are of one environment."""
+    if tuned.env.id != other.env.id:
+        raise ConfigError(f"the tuned job is for {tuned.env.id}", f"measure that, or tune a job for {other.env.id}")
+
+
 def bench_collect(jobs: tuple[Config, Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
     """Measures the default job, the tuned one, the limit of the third, and each installed peer's best setting."""
     default, tuned, bound = jobs
-    if tuned.env.id != bound.env.id:
-        raise ConfigError(f"the tuned job is for {tuned.env.id}", f"measure that, or tune a job for {bound.env.id}")
+    check_same(tuned, bound)
     # One network for all, or the limit would be another's.
     default, bound = (job.model_copy(update={"network": tuned.network}) for job in (default, bound))
     cores, env_id = os.cpu_count() or 1, tuned.env.id

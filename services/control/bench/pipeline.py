@@ -18,7 +18,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import Config, NetConfig, TableConfig
+import psutil
+
+from common.config import Config, MixConfig, NetConfig, TableConfig
 from common.errors import HeadraceError
 from common.messages import Sample
 from common.service import connect, make_context
@@ -42,7 +44,7 @@ STEPS = "headrace_env_step_seconds_count"
 
 LAUNCH = [sys.executable]  # what a service is started with; an ablation puts a script of its own in between
 
-Readings = list[tuple[str, float, Reading]]  # role, when it was read, what it said
+Readings = list[tuple[str, float, Reading, float]]  # role, when it was read, what it said, its processor seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,18 @@ def collecting(config: Config) -> Config:
     replay = {"tables": {name: TableConfig(kind="fifo", capacity=4)}, "max_policy_lag": 1}
     changes = {
         "replay": config.replay.model_copy(update=replay),
-        "learner": config.learner.model_copy(update={"batch": 1}),
+        "learner": config.learner.model_copy(update={"batch": 1, "replayed": MixConfig()}),
         "rollout": config.rollout.model_copy(update={"tables": (name,)}),
     }
     if config.synchronous:
         # Synchronous inference serves each request alone.
         changes["inference"] = config.inference.model_copy(update={"max_batch": 1})
     return config.model_copy(update=changes)
+
+
+def _table(config: Config) -> str:
+    """What tells one replay-server from another."""
+    return config.rollout.model_dump_json() + config.replay.model_dump_json()
 
 
 class Child:
@@ -82,9 +89,21 @@ class Child:
         self._announce = announce
         self._log = log
 
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def cpu_s(self) -> float:
+        """Gives the processor seconds of all its threads so far; raises HeadraceError if it ended."""
+        try:
+            spent = psutil.Process(self.process.pid).cpu_times()
+        except psutil.NoSuchProcess as error:
+            raise HeadraceError(f"{self.name} ended", "see its log") from error
+        return float(spent.user + spent.system)
+
     async def read(self) -> Reading | None:
         """Gives what the service says of itself, None while it does not answer; raises HeadraceError if it ended."""
-        if self.process.poll() is not None:
+        if self.ended:
             lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-5:]
             raise HeadraceError(f"{self.name} ended with exit code {self.process.returncode}", "\n".join(lines))
         try:
@@ -104,7 +123,7 @@ class Pipeline:
         self._inference: list[Child] = []
         self._inference_of = ""
         self._tables: dict[str, Client] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._valid = 1.0
         self._replay: dict[str, Child] = {}
         self.children: list[Child] = []
@@ -120,9 +139,11 @@ class Pipeline:
         config = collecting(config)
         placed = self._serve(config)
         envs = [self._start("env", i, placed) for i in range(config.env.servers)]
-        self.children = [*envs, *self._inference[: config.inference.servers], *self._replay.values()]
+        table = _table(config)
+        servers = [*self._inference[: config.inference.servers], self._replay[table]]
+        self.children = [*envs, *servers]
         try:
-            await self._flowing(envs)
+            await self._flowing(envs, servers, self._tasks[table])
             await asyncio.sleep(warm_s)
             before = await self._readings()
             warm()
@@ -136,7 +157,7 @@ class Pipeline:
             self._stop(envs)
 
     def close(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
         for client in self._tables.values():
             client.close()
@@ -144,12 +165,12 @@ class Pipeline:
             self._weights.server.close()
 
     def _serve(self, config: Config) -> Config:
-        """Starts what `config` needs besides env-servers; gives it with everybody's address."""
+        """Starts what `config` needs besides env-servers and is not there any more; gives it with all addresses."""
         key = config.inference.model_copy(update={"servers": 1}).model_dump_json()
-        if key != self._inference_of:
+        if key != self._inference_of or any(child.ended for child in self._inference):
             self._stop(self._inference)
             self._inference, self._inference_of = [], key
-        table = config.rollout.model_dump_json() + config.replay.model_dump_json()
+        table = _table(config)
         # A socket's path is short, so addresses are numbered, not named after the settings.
         number = list(self._replay).index(table) if table in self._replay else len(self._replay)
         net = {
@@ -160,12 +181,15 @@ class Pipeline:
         placed = config.model_copy(update={"net": NetConfig.model_validate(config.net.model_dump() | net)})
         if self._weights is None:
             self._weights = WeightsServer(make_context(placed, "learner"))
-        if table not in self._replay:
+        if table in self._replay and self._replay[table].ended:
+            self._tasks[table].cancel()
+            self._tables.pop(table).close()
+        if table not in self._tables:
             self._replay[table] = self._start("replay", 0, placed)
             self._tables[table] = connect(
                 make_context(placed, "learner"), placed.net.experience[0], "replay", max_in_flight=1
             )
-            self._tasks.append(asyncio.create_task(self._stand_in(placed, self._tables[table])))
+            self._tasks[table] = asyncio.create_task(self._stand_in(placed, self._tables[table]))
         for i in range(len(self._inference), config.inference.servers):
             self._inference.append(self._start("inference", i, placed))
         return placed
@@ -201,18 +225,17 @@ class Pipeline:
         self.started.append(Child(f"{role}-{index}", process, announce, log))
         return self.started[-1]
 
-    async def _flowing(self, envs: Sequence[Child]) -> None:
+    async def _flowing(self, envs: Sequence[Child], servers: Sequence[Child], learner: asyncio.Task[None]) -> None:
         """Waits until every env-server has made its first steps."""
         deadline = time.monotonic() + START_S
         while True:
             readings = [await child.read() for child in envs]
             if all(r is not None and total(r.samples, STEPS) for r in readings):
                 return
-            for child in (*self._inference, *self._replay.values()):
+            for child in servers:
                 await child.read()
-            for task in self._tasks:
-                if task.done():
-                    task.result()
+            if learner.done():
+                learner.result()
             if time.monotonic() > deadline:
                 waits = [str(r.health.get("waiting_for")) for r in readings if r is not None]
                 raise HeadraceError(f"no step within {START_S:.0f} s", "; ".join(waits) or "no env-server answers")
@@ -222,7 +245,7 @@ class Pipeline:
         found = []
         for child in self.children:
             reading = await child.read()
-            found.append((child.role, time.monotonic(), reading or Reading()))
+            found.append((child.role, time.monotonic(), reading or Reading(), child.cpu_s()))
         return found
 
     def _measured(self, config: Config, before: Readings, after: Readings) -> Measured:
@@ -231,16 +254,16 @@ class Pipeline:
         An env-server's steps are its groups' steps times their environments, less the share that was no decision:
         whole unrolls are too coarse for runs of a second. That share is the one of the unrolls inserted so far.
         """
-        turns, busy = 0.0, {"env": 0.0, "inference": 0.0}
+        turns, busy = 0.0, {"env": 0.0, "inference": 0.0, "replay": 0.0}
         totals = dict.fromkeys(("steps", "unrolls"), 0.0)
-        for (role, began, first), (_, ended, last) in zip(before, after, strict=True):
+        for (role, began, first, spent), (_, ended, last, by_then) in zip(before, after, strict=True):
             if role == "env":
                 turns += _growth(STEPS, first, last) / (ended - began)
                 for name in totals:
                     totals[name] += total(last.samples, f"headrace_env_{name}_total") or 0.0
-            if role in busy:
-                count = sum(other == role for other, _, _ in before)
-                busy[role] += _growth(WORK[role], first, last) / (ended - began) / count
+            count = sum(other == role for other, *_ in before)
+            work = _growth(WORK[role], first, last) if role in WORK else by_then - spent
+            busy[role] += work / (ended - began) / count
         if totals["unrolls"]:
             self._valid = totals["steps"] / (totals["unrolls"] * config.rollout.unroll * config.env.envs)
         return Measured(turns * config.env.envs * self._valid, busy)
@@ -262,7 +285,7 @@ def _growth(name: str, first: Reading, last: Reading) -> float:
 
 
 def _turns(readings: Readings) -> float:
-    return sum(total(reading.samples, STEPS) or 0.0 for role, _, reading in readings if role == "env")
+    return sum(total(reading.samples, STEPS) or 0.0 for role, _, reading, _ in readings if role == "env")
 
 
 @asynccontextmanager

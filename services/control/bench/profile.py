@@ -95,12 +95,15 @@ def recorded(pids: dict[str, int], seconds: float) -> Shares:
             subprocess.Popen(
                 [_spy(), "record", *options, "-o", f"{folder}/{name}", "-p", str(pid)],
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for name, pid in pids.items()
         ]
-        for recorder in recorders:
-            recorder.wait()
+        for name, recorder in zip(pids, recorders, strict=True):
+            _, said = recorder.communicate()
+            if recorder.returncode:
+                raise HeadraceError(f"py-spy did not record {name}: {said.strip()[-300:]}", "let it trace processes")
         return {name: shares((Path(folder) / name).read_text()) for name in pids}
 
 

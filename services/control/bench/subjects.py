@@ -9,16 +9,22 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AsyncVectorEnv
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from common.config import Config
+from common.errors import HeadraceError
 from common.rl.actor import Actor, Seen
 from common.rl.numpy_actor import numpy_actor
 from common.rl.registry import make_actor
@@ -34,6 +40,8 @@ VECTOR = 8
 WARM_SHARE = 0.2
 ACTIONS = 64
 JOIN_S = 10.0
+POLL_S = 1.0
+ATARI = "ALE/"
 TINY = 2.0**-24  # noise lies in the open interval
 
 # One turn of the loop; gives how many decisions were made. A subject is built in the process that runs it.
@@ -53,7 +61,7 @@ def rate(subject: Subject, config: Config, seconds: float, processes: int = 1) -
     try:
         for worker in workers:
             worker.start()
-        found = [rates.get() for _ in workers]
+        found = [_next(rates, workers) for _ in workers]
     finally:
         for worker in workers:
             worker.join(JOIN_S)  # by itself, since a vector environment has processes of its own to end
@@ -62,6 +70,20 @@ def rate(subject: Subject, config: Config, seconds: float, processes: int = 1) -
         if isinstance(value, Exception):
             raise value
     return float(sum(found))
+
+
+def _next(rates: Any, workers: Sequence[BaseProcess]) -> Any:
+    """Gives what the next worker puts; raises HeadraceError if one ended without a word."""
+    while True:
+        try:
+            return rates.get(timeout=POLL_S)
+        except queue.Empty:
+            for worker in workers:
+                if worker.exitcode:
+                    raise HeadraceError(
+                        f"a process that was measured ended with exit code {worker.exitcode}",
+                        "a negative one is the signal that killed it: -9 may be for want of memory",
+                    ) from None
 
 
 def _measure(subject: Subject, config: Config, seconds: float, together: Barrier, rates: Any) -> None:
@@ -149,9 +171,19 @@ def numpy_cartpole(config: Config) -> Turn:
     return NumpyCartPole(config.env.envs, tuple(config.network["hidden"])).step
 
 
+def plain_env(config: Config) -> gymnasium.Env[Any, Any]:
+    """Makes the environment as Gymnasium's users do: a game of Atari's with its wrappers for stacks of 4 x 84 x 84."""
+    if not config.env.id.startswith(ATARI):
+        return gymnasium.make(config.env.id, **config.env.kwargs)
+    gymnasium.register_envs(importlib.import_module("ale_py"))
+    sticky = config.env.kwargs.get("repeat_action_probability", 0.25)
+    game = gymnasium.make(config.env.id, frameskip=1, repeat_action_probability=sticky)
+    return FrameStackObservation(AtariPreprocessing(game), 4)
+
+
 def bare_loop(config: Config) -> Turn:
     """One Gymnasium environment stepped in a Python loop with random actions, reset by hand; no policy."""
-    env = gymnasium.make(config.env.id, **config.env.kwargs)
+    env = plain_env(config)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(ACTIONS)]
     env.reset(seed=config.run.seed)
@@ -184,7 +216,7 @@ def stock_crafter(config: Config) -> Turn:
 
 def async_vector_env(config: Config) -> Turn:
     """Gymnasium's AsyncVectorEnv of 8 environments with random actions; no policy."""
-    envs = gymnasium.make_vec(config.env.id, VECTOR, vectorization_mode="async", **config.env.kwargs)
+    envs = AsyncVectorEnv([partial(plain_env, config)] * VECTOR)
     envs.action_space.seed(0)
     actions = [envs.action_space.sample() for _ in range(ACTIONS)]
     envs.reset(seed=config.run.seed)

@@ -19,6 +19,7 @@ from services.control.bench.collect import (
     DEFAULT,
     TUNED,
     Say,
+    check_same,
     describe,
     gymnasium_subjects,
     interleave,
@@ -95,6 +96,7 @@ def measured(progress: Path, warm_s: float) -> Trained:
 def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
     """Measures the default job and the tuned one, the limit of the latter, and each installed peer's best setting."""
     default, tuned = jobs
+    check_same(tuned, default)
     cores = os.cpu_count() or 1
     env_id = tuned.env.id
     beside = peers.beside([p for p in peers.installed(home) if env_id in p.trains], home, env_id, seconds, say)

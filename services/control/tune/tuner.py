@@ -28,7 +28,11 @@ LARGEST_GROUP = 1 << 15
 GROUPS = (1, 2, 3, 4)
 UNROLLS = (16, 32, 64, 128)
 
-WORDS = {"env": ("env-servers", "in the simulator"), "inference": ("inference-servers", "in forward passes")}
+WORDS = {
+    "env": ("env-servers", "in the simulator"),
+    "inference": ("inference-servers", "in forward passes"),
+    "replay": ("the replay-server", "at work"),
+}
 
 
 class View(Protocol):
@@ -131,12 +135,12 @@ async def _measure(tuning: Tuning, pipeline: Pipeline, point: Point) -> Measured
 
 
 def bottleneck(busy: dict[str, float]) -> str:
-    """Says in one sentence which role the job waits for, from the shares of the time that its processes work."""
+    """Says in one sentence which role collecting waits for, from the shares of the time that its processes work."""
     shares = ", ".join(f"{WORDS[role][0]} {share:.0%} {WORDS[role][1]}" for role, share in busy.items())
     role = max(busy, key=lambda name: busy[name], default=None)
     if role is None or busy[role] < BUSY_SHARE:
-        return f"No role is the bottleneck: messages and waiting take most of the time ({shares})."
-    return f"The bottleneck is the {role} role: of their time, {shares}."
+        return f"No role is the bottleneck of collecting: messages and waiting take most of the time ({shares})."
+    return f"The bottleneck of collecting is the {role} role: of their time, {shares}."
 
 
 def overlay(tuning: Tuning) -> str:
