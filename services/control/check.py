@@ -28,7 +28,7 @@ def check_env(env_id: str, settings: list[str]) -> None:
     """Prints what `headrace check` reports; raises ConfigError where the environment will not run."""
     console = Console()
     config = load(None, [f"env.id={env_id}", *settings]).env
-    single = make_backend(config, 1)
+    single = make_backend(config, 1, at_least=True)
     spec = single.spec
     said = run_checker(config)
     table = Table.grid(padding=(0, 2))
@@ -37,11 +37,10 @@ def check_env(env_id: str, settings: list[str]) -> None:
     for array in spec.observations:
         table.add_row("observation", _show_array(array))
     table.add_row("action", _show_action(spec.action))
-    table.add_row("frame skip", f"{spec.frame_skip} (env.frame_skip)")
-    group = make_backend(config, config.envs)
-    own = type(group).__name__ != "LoopBackend"
-    table.add_row("vector", "its own implementation" if own else "none of its own: environments step in a loop")
-    for backend, label in ((single, "1 environment"), (group, f"group of {config.envs}")):
+    table.add_row("frames", f"{spec.frame_skip} per step")
+    group = make_backend(config, config.envs, at_least=True)
+    table.add_row("vector", _STEPPED.get(type(group).__name__, "its own implementation"))
+    for backend, label in ((single, f"group of {single.num_envs}"), (group, f"group of {group.num_envs}")):
         table.add_row("speed", f"[bold]{count(measure(backend))}[/] steps/s  [dim]{label}, random actions, one core[/]")
         backend.close()
     table.add_row("checker", "\n".join(said) if said else "[green]passed, nothing to remark[/]")
@@ -69,6 +68,12 @@ def run_checker(config: EnvConfig) -> list[str]:
             env.close()
     remarks = {_ANSI.sub("", str(warning.message)).removeprefix("WARN: ") for warning in caught}
     return refused + [escape(text) for text in sorted(remarks)]
+
+
+_STEPPED = {
+    "LoopBackend": "none of its own: environments step in a loop",
+    "ParallelBackend": "none of its own: env.envs counts agents, and environments step in a loop",
+}
 
 
 def measure(backend: Backend) -> float:

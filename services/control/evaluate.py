@@ -104,9 +104,8 @@ def play(player: Player, quota: np.ndarray, ended: Callable[[], None]) -> Evalua
     return Evaluation(np.array(returns), np.array(lengths))
 
 
-def quotas(episodes: int) -> np.ndarray:
-    """Shares `episodes` out over as many environments as are worth having, [B] int, none of them zero."""
-    n = min(episodes, MAX_ENVS)
+def quotas(episodes: int, n: int) -> np.ndarray:
+    """Shares `episodes` out over `n` environments, [n] int."""
     return np.full(n, episodes // n) + (np.arange(n) < episodes % n)
 
 
@@ -126,9 +125,9 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     policy = make_actor(config.algorithm, config.network, spec, config.run.seed)
     policy.load_state_dict(state["trainer"]["policy"])
     policy.eval()
-    quota = quotas(episodes)
     console = Console()
-    backend = make_backend(config.env, len(quota))
+    backend = make_backend(config.env, min(episodes, MAX_ENVS), at_least=True)
+    quota = quotas(episodes, backend.num_envs)
     _same_spec(spec, backend.spec)
     columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -156,7 +155,7 @@ def write_video(policy: Actor, config: Config, path: Path, seed: int) -> int:
         import imageio.v2 as imageio
     except ImportError as error:
         raise ConfigError("--video needs imageio with ffmpeg", "in the clone: pip install -e '.[cli]'") from error
-    backend = make_backend(config.env, 1, render_mode="rgb_array")
+    backend = make_backend(config.env, 1, render_mode="rgb_array", at_least=True)
     try:
         player = Player(policy, backend, seed)
         picture = _picture(backend)

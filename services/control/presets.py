@@ -41,7 +41,7 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     if algo not in algorithms():
         raise ConfigError(f"--algo {algo}: there is no preset", nearest(algo, algorithms()))
     chosen = load(None, [f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))])
-    backend = make_backend(chosen.env, 1)
+    backend = make_backend(chosen.env, 1, at_least=True)
     spec = backend.spec
     backend.close()
     path = PRESETS / f"{algo}_{kind_of(spec)}.yaml"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jobs import Job
 
-from common.config import EnvConfig, load
+from common.config import CONFIGS, EnvConfig, load
 from common.errors import ConfigError
 from common.rl.policy import build_policy
-from services.control.evaluate import Evaluation, Player, play, quotas, write_video
+from services.control.evaluate import Evaluation, Player, evaluate_run, play, quotas, write_video
 from services.env_server.backends import make_backend
 
 COUNTDOWN = """
@@ -55,8 +57,9 @@ def player(env_id: str, num_envs: int, seed: int = 5, **network: object) -> Play
 
 
 def test_quotas_share_the_episodes_out() -> None:
-    assert quotas(7).tolist() == [1] * 7
-    assert quotas(70).tolist() == [3] * 6 + [2] * 26
+    assert quotas(7, 7).tolist() == [1] * 7
+    assert quotas(70, 32).tolist() == [3] * 6 + [2] * 26
+    assert quotas(2, 3).tolist() == [1, 1, 0]
 
 
 def test_long_episodes_count_as_often_as_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +117,13 @@ def test_an_environment_that_draws_nothing_is_named(tmp_path: Path, monkeypatch:
     backend = make_backend(config.env, 1)
     with pytest.raises(ConfigError, match="--video"):
         write_video(build_policy({"name": "mlp"}, backend.spec, 1), config, tmp_path / "video.mp4", 5)
+
+
+async def test_several_agents_are_trained_and_evaluated(tmp_path: Path) -> None:
+    overrides = ["env.envs=6", "rollout.unroll=25", "algorithm.epochs=1", "stop.steps=600"]
+    with Job(CONFIGS / "spread_ppo.yaml", tmp_path / "run", overrides) as job:
+        assert await job.ended() == 0, job.text()
+    # Eight columns are wanted, and three agents make nine.
+    evaluate_run(job.run_dir, episodes=8, video=False, seed=1, checkpoint="latest")
+    evaluation = json.loads((job.run_dir / "evaluation.json").read_text())
+    assert (evaluation["episodes"], evaluation["mean_length"]) == (8, 25.0)

@@ -168,10 +168,20 @@ def test_numeric_arguments_change_what_they_change_in_gymnasium(env_id: str, kwa
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_specs_equal_those_of_gymnasiums_backend(env_id: str) -> None:
-    config = EnvConfig(id=env_id, frame_skip=5)
+    config = EnvConfig(id=env_id)
     ours = make_backend(config, 1)
     assert isinstance(ours, MujocoBackend)
     assert ours.spec == plain.make_backend(config, 1).spec
+    assert ours.spec.frame_skip == gymnasium.make(env_id).unwrapped.frame_skip  # type: ignore[attr-defined]
+
+
+def test_frames_are_the_simulators_ticks_and_another_number_of_them_is_refused() -> None:
+    assert make_backend(EnvConfig(id="HalfCheetah-v5", kwargs={"frame_skip": 3}), 1).spec.frame_skip == 3
+    assert make_backend(EnvConfig(id="HalfCheetah-v5", frame_skip=5), 1).spec.frame_skip == 5
+    with pytest.raises(
+        ConfigError, match=r"env\.frame_skip=4 disagrees with env\.id='HalfCheetah-v5', whose step is 5"
+    ):
+        make_backend(EnvConfig(id="HalfCheetah-v5", frame_skip=4), 1)
 
 
 @pytest.mark.parametrize("env_id", IDS)

@@ -66,7 +66,7 @@ def _unknown(env_id: str, overrides: tuple[str, ...]) -> Known:
     from services.env_server.backends import make_backend
 
     config = load(None, (f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))))
-    backend = make_backend(config.env, 1)
+    backend = make_backend(config.env, 1, at_least=True)
     network: tuple[str, ...] = _CNN if kind_of(backend.spec) == "pixels" else (*_MLP, "network.hidden=[64,64]")
     network = (*network, *preset_overrides(backend.spec))
     backend.close()

@@ -82,9 +82,10 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 )
 
 
-def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:
+def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None, at_least: bool = False) -> Backend:
     """Gives `num_envs` environments of `config.id`; raises ConfigError naming env.id or env.kwargs and the remedy.
 
+    With `at_least` there may be more, where agents come in several: whoever does not choose `env.envs` asks so.
     A native family that cannot honour `env.kwargs` or draw in `render_mode` leaves the id to Gymnasium; one that is
     asked for a mask from info refuses.
     """
@@ -100,4 +101,4 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
             return backend
     from services.env_server.backends import gymnasium
 
-    return gymnasium.make_backend(config, num_envs, render_mode)
+    return gymnasium.make_backend(config, num_envs, render_mode, at_least)

@@ -38,7 +38,7 @@ _EXTRAS = {
 }
 
 
-def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None) -> Backend:
+def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None, at_least: bool = False) -> Backend:
     """Gives the group's own vector implementation where it has one, else a loop of plain ones.
 
     It is the loop, too, where something is drawn or `env.info_mask` is set. Raises ConfigError naming the key and the
@@ -54,11 +54,12 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
                 return VectorBackend(config, venv)
             venv.close()
         first = make(**config.kwargs, **extra)
-        if getattr(first, "possible_agents", None):
+        if agents := len(getattr(first, "possible_agents", ())):
             from services.env_server.backends import pettingzoo
 
             refuse(config, "the agents", "put the mask into a Dict observation")
-            return pettingzoo.make_backend(config, num_envs, first, lambda: make(**config.kwargs, **extra))
+            columns = -(-num_envs // agents) * agents if at_least else num_envs
+            return pettingzoo.make_backend(config, columns, first, lambda: make(**config.kwargs, **extra))
         return LoopBackend(config, [first, *(make(**config.kwargs, **extra) for _ in range(num_envs - 1))])
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _missing(config.id, error) from error
@@ -79,7 +80,8 @@ class LoopBackend:
                 f"env.id={config.id!r} made {type(first).__name__}, not a gymnasium.Env", "return one from the factory"
             )
         self._envs = [InfoMask(env, config.id) for env in envs] if config.info_mask else envs
-        self.spec, self._leaves = describe(config, self._envs[0].observation_space, first.action_space)
+        ticks = frame_skip_of(config, first)
+        self.spec, self._leaves = describe(config, self._envs[0].observation_space, first.action_space, ticks)
         self.num_envs = len(envs)
         self._masked = config.info_mask
         self._put_action = action_putter(first.action_space)
@@ -197,11 +199,32 @@ class VectorBackend:
         return Finals(ended.astype(np.int32), {leaf.spec.name: leaf.read(last)[ended] for leaf in self._leaves})
 
 
-def describe(config: EnvConfig, observation: Space, action: Space) -> tuple[EnvSpec, tuple[Leaf, ...]]:
-    """Gives the spec of an environment with these spaces, and where its arrays lie in an observation."""
+def frame_skip_of(config: EnvConfig, env: Env) -> int:
+    """Gives the simulator's ticks per step where it says them, as MuJoCo's do, else env.frame_skip.
+
+    Raises ConfigError if the two disagree.
+    """
+    said = getattr(env.unwrapped, "frame_skip", None)
+    if not isinstance(said, int):
+        return config.frame_skip
+    if config.frame_skip not in (1, said):
+        raise ConfigError(
+            f"env.frame_skip={config.frame_skip} disagrees with env.id={config.id!r}, whose step is {said} ticks",
+            "leave env.frame_skip out; env.kwargs.frame_skip is what changes the step",
+        )
+    return said
+
+
+def describe(
+    config: EnvConfig, observation: Space, action: Space, ticks: int | None = None
+) -> tuple[EnvSpec, tuple[Leaf, ...]]:
+    """Gives the spec of an environment with these spaces, and where its arrays lie in an observation.
+
+    `ticks` per step are env.frame_skip, if not given.
+    """
     leaves = observation_leaves(config.id, observation)
     arrays = tuple(leaf.spec for leaf in leaves)
-    return EnvSpec(config.id, arrays, action_spec(config.id, action), config.frame_skip), leaves
+    return EnvSpec(config.id, arrays, action_spec(config.id, action), ticks or config.frame_skip), leaves
 
 
 def _finals(leaves: tuple[Leaf, ...], ended: Iterable[int], each: list[list[np.ndarray]]) -> Finals:

@@ -23,6 +23,7 @@ from common.config import EnvConfig
 from common.errors import ConfigError
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
+from services.env_server.backends.gymnasium import frame_skip_of
 from services.env_server.backends.mujoco_tasks import EVERY, TASKS, Simulations, Task
 from services.env_server.backends.spaces import action_putter, action_spec, observation_leaves
 
@@ -164,7 +165,8 @@ class MujocoBackend:
         draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]],
     ) -> None:
         (leaf,) = observation_leaves(config.id, plain.observation_space)
-        self.spec = EnvSpec(config.id, (leaf.spec,), action_spec(config.id, plain.action_space), config.frame_skip)
+        ticks = frame_skip_of(config, plain)
+        self.spec = EnvSpec(config.id, (leaf.spec,), action_spec(config.id, plain.action_space), ticks)
         self.num_envs = simulations.num_envs
         self.simulations = simulations
         self._task = task
