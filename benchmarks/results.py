@@ -1,11 +1,12 @@
 """What the algorithms reach: trains, evaluates and plots jobs over several seeds, and writes docs/results.md's table.
 
-A run that has been evaluated is not made again, so an interrupted script goes on where it was. Of each, figures and
-curve are kept in docs/results; table and pictures are made from these.
+Of each run, figures and curve are kept in docs/results; table and pictures are made from these. What is kept there is
+not made again, unless --again is given; nor is what has been evaluated under --runs, so an interrupted script goes on
+where it was.
 
 A run that was stopped with Ctrl-C before its end is evaluated, and its row marked, if --stopped is given.
 
-    python -m benchmarks.results [--only NAME ...] [--runs runs/results] [--stopped]
+    python -m benchmarks.results [--only NAME ...] [--runs runs/results] [--again] [--stopped]
 """
 
 from __future__ import annotations
@@ -204,12 +205,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="these jobs, not all")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--again", action="store_true", help="also what docs/results has")
     parser.add_argument("--stopped", action="store_true", help="take a run that was stopped as it is")
     arguments = parser.parse_args()
     for job in JOBS:
         if arguments.only is None or job.name in arguments.only:
             for seed in range(1, job.seeds + 1):
-                if not (KEPT / f"{job.name}-{seed}" / "figures.json").exists():
+                if arguments.again or not (KEPT / f"{job.name}-{seed}" / "figures.json").exists():
                     measure(job, seed, arguments.runs, arguments.stopped)
                     keep(arguments.runs / f"{job.name}-{seed}")
             print(_row_of(job), flush=True)

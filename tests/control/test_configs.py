@@ -47,7 +47,7 @@ REFUSED = [pytest.param(*pair, id="-".join(pair)) for pair in PAIRS if not takes
 
 @functools.cache
 def spec_of(env_id: str, kwargs: str = "{}") -> EnvSpec:
-    backend = make_backend(EnvConfig(id=env_id, kwargs=json.loads(kwargs)), 1)
+    backend = make_backend(EnvConfig(id=env_id, kwargs=json.loads(kwargs)), 1, at_least=True)
     backend.close()
     return backend.spec
 
