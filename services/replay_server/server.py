@@ -47,7 +47,7 @@ class ReplayServer:
         config = context.config
         self._context = context
         self._metrics = ReplayMetrics(context.registry)
-        self._tables = {name: make_table(name, config) for name in config.replay.tables}
+        self._tables = {name: make_table(name, config, context.index) for name in config.replay.tables}
         self._rings = {name: table for name, table in self._tables.items() if isinstance(table, RingTable)}
         self.keeper = RingKeeper(context, self._rings, self._poll)
         self.keeper.restore()
@@ -220,12 +220,12 @@ class ReplayServer:
         m.ratio.labels(name).set(table.samples / table.inserts if table.inserts else 0.0)
 
 
-def make_table(name: str, config: Config) -> Table:
-    """Gives the table that `replay.tables.<name>` describes."""
+def make_table(name: str, config: Config, shard: int = 0) -> Table:
+    """Gives the table that `replay.tables.<name>` describes; each `shard` draws numbers of its own."""
     table = config.replay.tables[name]
     if table.kind == "fifo":
         return FifoTable(table.capacity, config.replay.max_policy_lag, config.replay.group_deadline_s)
-    return make_ring(name, config)
+    return make_ring(name, config, shard)
 
 
 async def run(context: Context) -> None:

@@ -57,7 +57,7 @@ class RingTable:
         unroll: int,
         largest_insert: int,
         largest_sample: int,
-        seed: int,
+        seed: int | tuple[int, int],
         least: int = 1,
     ) -> None:
         self._name, self._config, self._unroll, self._least = name, config, unroll, least
@@ -331,7 +331,7 @@ def _show(layout: tuple[str, tuple[int, ...], int] | None) -> str:
     return "nothing" if layout is None else f"{layout[0]} {layout[1]}"
 
 
-def make_ring(name: str, config: Config) -> RingTable:
+def make_ring(name: str, config: Config, shard: int) -> RingTable:
     """Gives the ring that `replay.tables.<name>` describes; raises ConfigError if its items could never be made."""
     table, learner = config.replay.tables[name], config.learner
     each = learner.replayed.per_online * config.env.envs if name == learner.replayed.table else learner.per_request
@@ -343,7 +343,7 @@ def make_ring(name: str, config: Config) -> RingTable:
         unroll=config.rollout.unroll,
         largest_insert=config.rollout.unroll * config.env.envs,
         largest_sample=largest,
-        seed=config.run.seed,
+        seed=(config.run.seed, shard),
         least=max(least, largest),
     )
 
