@@ -318,6 +318,9 @@ def _resumed(run: Path, config_file: Path | None, overrides: list[str]) -> Any:
     if not (run / "config.yaml").exists():
         raise ConfigError(f"--resume {run}: there is no config.yaml", "name a run's directory, such as runs/…")
     config = _load(run / "config.yaml", overrides)
+    rings = [name for name, table in config.replay.tables.items() if table.kind != "fifo"]
+    if rings and not config.replay.checkpoint_s:
+        typer.echo(f"{', '.join(rings)} starts empty: with replay.checkpoint_s=0 a run keeps no ring", err=True)
     write_config(config, run)
     return config
 

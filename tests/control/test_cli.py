@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import CONFIGS
+from common.config import CONFIGS, load
 from common.rl.registry import ALGORITHMS
+from services.control.cli import _resumed
+from services.control.compose import write_config
 
 ROOT = CONFIGS.parent
 
@@ -56,6 +58,16 @@ def test_a_config_file_and_a_preset_exclude_each_other() -> None:
 def test_an_unknown_algorithm_is_named_with_the_nearest() -> None:
     said = refused("train", "--algo", "pppo", "--env", "CartPole-v1")
     assert said == ["error: --algo pppo: there is no preset", "remedy: did you mean ppo?"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0, True), (60, False)])
+def test_a_resumed_run_says_if_its_ring_was_not_kept(
+    seconds: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(load(CONFIGS / "cartpole_dqn.yaml", [f"replay.checkpoint_s={seconds}"], {}), tmp_path)
+    _resumed(tmp_path, None, [])
+    words = "experience starts empty: with replay.checkpoint_s=0 a run keeps no ring\n"
+    assert capsys.readouterr().err == (words if said else "")
 
 
 def test_resume_wants_a_run(tmp_path: Path) -> None:
