@@ -77,6 +77,7 @@ HIDDEN = "CartPole-v1 without velocities"
 FAST = "PPO, one epoch"
 BREAKOUT = "MinAtar/Breakout-v1"
 REACHING, WITHOUT_HINDSIGHT = "Reacher-v5, sparse goals", "replay.tables.experience.her.k=0"
+WITHOUT_CURIOSITY = ("mountaincar_ppo_icm", "algorithm.curiosity=null")
 JOBS = (
     Job("cartpole_ppo", "CartPole-v1", "PPO", 500, ZOO, "cartpole"),
     Job("cartpole_a2c", "CartPole-v1", "A2C", 500, ZOO, "cartpole"),
@@ -124,6 +125,8 @@ JOBS = (
     Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "halfcheetah-fast", "bench/halfcheetah-v5_ppo", seeds=1),
     Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", seeds=1),
     Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter", seeds=1),
+    Job("mountaincar_ppo_icm", "MountainCar-v0", "PPO, curiosity", -110.4, ZOO, "mountaincar", seeds=1),
+    Job("mountaincar_ppo_plain", "MountainCar-v0", "PPO", -110.4, ZOO, "mountaincar", *WITHOUT_CURIOSITY, seeds=1),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
     Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
     one_for_all("CartPole-v1", 22, "cartpole-values"),
