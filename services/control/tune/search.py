@@ -2,11 +2,14 @@
 
 A coordinate descent on a logarithmic scale from where the job stands: each size climbs while a step brings more than
 noise would, wide steps before narrow ones, until a whole round changes nothing. The best points are measured again, in
-turn, and the descent goes on from the winner if it is another. It measures some 20 points of a grid of hundreds.
+turn, and the descent goes on from the winner if it is another. Then it starts anew from near the best, with a few sizes
+changed at random: sizes depend on each other, and a better choice may be several steps away at once. It measures some
+tens of points of a grid of hundreds.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -16,6 +19,8 @@ MARGIN = 1.02  # a step up must gain this factor: less is noise, and of equals t
 SHORTEST_UNROLL = 8
 FINALISTS = 4
 ROUNDS = 3  # of each finalist, before the descent goes on or ends
+KICKS = 20  # new starts in a row that may bring nothing
+KICKED = 3  # sizes that a new start changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,29 +92,57 @@ class Space:
 class Search:
     """One search from `start`. `rates` holds every rate of each point so far, also while `points` goes on."""
 
-    def __init__(self, space: Space, start: Point) -> None:
+    def __init__(self, space: Space, start: Point, kicks: int = KICKS) -> None:
         self._space = space
         self._here = start
+        self._kicks = kicks
+        self._random = random.Random(0)
         self.rates: dict[Point, list[float]] = {}
         self.finals = False
 
     def points(self, hurry: Callable[[], bool]) -> Generator[Point, float, None]:
-        """Yields points to measure and is sent the rate of each: a descent, then its best ones again, and so on.
+        """Yields points to measure and is sent the rate of each: a descent, its best ones again, and new starts.
 
-        It ends when the finals find nothing better than where the descent ended, or with those after `hurry()`.
+        It ends when so many new starts in a row brought nothing, or with the finals after `hurry()`.
         """
-        better = True
-        while better:
-            self.finals = False
+        yield from self._descend(hurry)
+        best = yield from self._decide(hurry)
+        vain = 0
+        while vain < self._kicks and not hurry():
+            self._here = self._kicked(best)
             yield from self._descend(hurry)
+            vain += 1
+            if self.rate(self._here) > self.rate(best):
+                found = yield from self._decide(hurry)
+                vain = 0 if found != best else vain
+                best = found
+
+    def _decide(self, hurry: Callable[[], bool]) -> Generator[Point, float, Point]:
+        """Measures the best points again, and goes on from the winner until it is where the descent ends."""
+        while True:
             self.finals = True
             finalists = self._finalists()
             for _ in range(ROUNDS):
                 for point in finalists:
                     yield from self._measure(point)
+            self.finals = False
             best = max(finalists, key=self.rate)
-            better = self.rate(best) > self.rate(self._here) * MARGIN and not hurry()
+            better = self.rate(best) > self.rate(self._here) * MARGIN
             self._here = best
+            if not better or hurry():
+                return best
+            yield from self._descend(hurry)
+
+    def _kicked(self, best: Point) -> Point:
+        """Gives a point that differs from `best` in a few sizes, one that was not measured yet if there is one near."""
+        sizes, found = sorted({size for size, _ in self._space.climbs}), best
+        for _ in range(100):
+            found = best
+            for size in self._random.sample(sizes, KICKED):
+                found = self._space.moved(found, size, self._random.choice((-1, 1))) or found
+            if found not in self.rates:
+                break
+        return found
 
     @property
     def best(self) -> Point | None:

@@ -106,6 +106,11 @@ class Tuning:
         """The share of the time budget that is used up."""
         return (time.monotonic() - self.began) / (self.minutes * 60)
 
+    @property
+    def each(self) -> float:
+        """The share of the time budget that a measurement takes."""
+        return self.spent / max(1, sum(map(len, self.search.rates.values())))
+
 
 async def tune(tuning: Tuning, view: View) -> None:
     """Measures what the search asks for until it ends or the time is up; `tuning` holds what was found."""
@@ -113,7 +118,7 @@ async def tune(tuning: Tuning, view: View) -> None:
         points = tuning.search.points(lambda: tuning.spent > SEARCH_SHARE)
         point = next(points)
         with suppress(StopIteration):
-            while tuning.spent < 1.0 or not tuning.busy:
+            while tuning.spent + tuning.each < 1.0 or not tuning.busy:
                 view.measuring(tuning, point)
                 measured = await _measure(tuning, pipeline, point)
                 tuning.busy[point] = measured.busy
