@@ -148,6 +148,13 @@ def test_the_bottleneck_is_the_busiest_role_if_it_is_busy() -> None:
     )
 
 
+def test_the_winner_of_the_last_finals_wins_however_often_another_was_in_them() -> None:
+    search = Search(SPACE, COLD)
+    old, new, lucky = (Point(envs, 1, 1, 2, True, 64) for envs in (64, 128, 256))
+    search.rates = {old: [100.0] * 13, new: [120.0] * 4, lucky: [300.0]}
+    assert search.best == new
+
+
 def test_one_lucky_figure_does_not_win() -> None:
     search = Search(SPACE, COLD)
     lucky, steady, unsteady = (Point(envs, 1, 1, 2, True, 64) for envs in (64, 128, 256))

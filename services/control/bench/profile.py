@@ -100,10 +100,10 @@ def recorded(pids: dict[str, int], seconds: float) -> Shares:
             )
             for name, pid in pids.items()
         ]
-        for name, recorder in zip(pids, recorders, strict=True):
-            _, said = recorder.communicate()
+        said = [recorder.communicate()[1] for recorder in recorders]
+        for name, recorder, words in zip(pids, recorders, said, strict=True):
             if recorder.returncode:
-                raise HeadraceError(f"py-spy did not record {name}: {said.strip()[-300:]}", "let it trace processes")
+                raise HeadraceError(f"py-spy did not record {name}: {words.strip()[-300:]}", "let it trace processes")
         return {name: shares((Path(folder) / name).read_text()) for name in pids}
 
 

@@ -146,8 +146,9 @@ class Search:
 
     @property
     def best(self) -> Point | None:
-        """The point with the best median among those measured most often: a single lucky figure does not win."""
-        most = max(map(len, self.rates.values()), default=0)
+        """The point with the best median among those measured often, if any were: a lucky figure does not win."""
+        # The finals' winner was measured in one of them at least, whoever stood in all of them.
+        most = min(ROUNDS + 1, max(map(len, self.rates.values()), default=0))
         often = [point for point, rates in self.rates.items() if 2 * len(rates) >= most]
         return max(often, key=self.rate, default=None)
 

@@ -179,8 +179,24 @@ class Prioritized:
             self._tree.set(positions, np.maximum(priorities, _LEAST) ** self._alpha)
 
 
-class NewestFirst:
+class _Over:
+    """What lies over another selector, whose items it draws."""
+
+    _rest: Uniform | Prioritized | NewestFirst
+
+    @property
+    def size(self) -> int:
+        return self._rest.size
+
+    @property
+    def mass(self) -> float:
+        return self._rest.mass
+
+
+class NewestFirst(_Over):
     """A `share` of each draw are the newest items, each once, in the order they came; the rest is `rest`'s to draw."""
+
+    _rest: Uniform | Prioritized
 
     def __init__(self, rest: Uniform | Prioritized, capacity: int, share: float) -> None:
         self._rest, self._share = rest, share
@@ -190,14 +206,6 @@ class NewestFirst:
         self._place = np.zeros(2 * capacity, np.int32)
         self._last = 0
         self.nbytes = rest.nbytes + self._number.nbytes + self._place.nbytes
-
-    @property
-    def size(self) -> int:
-        return self._rest.size
-
-    @property
-    def mass(self) -> float:
-        return self._rest.mass
 
     def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
         """Makes new items drawable, the last of them the newest."""
@@ -240,21 +248,13 @@ class NewestFirst:
             back *= 2
 
 
-class TakenAway:
+class TakenAway(_Over):
     """Draws as `rest` does, and takes an item away after the draw that makes it `times`, twice in one draw included."""
 
     def __init__(self, rest: Uniform | Prioritized | NewestFirst, capacity: int, times: int) -> None:
         self._rest, self._times = rest, times
         self._drawn = np.zeros(capacity, np.int32)
         self.nbytes = rest.nbytes + self._drawn.nbytes
-
-    @property
-    def size(self) -> int:
-        return self._rest.size
-
-    @property
-    def mass(self) -> float:
-        return self._rest.mass
 
     def add(self, positions: np.ndarray, priorities: np.ndarray | None) -> None:
         """Makes new items drawable, `times` from now on."""
