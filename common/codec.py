@@ -20,6 +20,7 @@ from common.errors import ProtocolError
 from common.messages import KINDS, Message
 
 MAX_HEADER_BYTES = 1 << 20
+SHORT_HEADER_BYTES = 256
 MAX_LIST = 4096
 MAX_TEXT = 1 << 16
 MAX_DIMENSIONS = 16
@@ -31,6 +32,10 @@ DTYPES = {
         *(np.float16, np.float32, np.float64),
     )
 }
+
+
+# A dtype's own `str` is made anew each time.
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Envelope(NamedTuple):
@@ -46,41 +51,30 @@ def _is_int(value: Any) -> bool:
     return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
-def _is_float(value: Any) -> bool:
-    return type(value) in (float, int)
-
-
 def _is_text(value: Any) -> bool:
     return type(value) is str
 
 
 def _is_mapping(value: Any) -> bool:
-    return type(value) is dict and all(type(key) is str for key in value)
+    return type(value) is dict and all(map(_is_text, value))
 
 
-def _is_texts(value: Any) -> bool:
-    return type(value) is list and all(type(item) is str for item in value)
-
-
-def _is_streams(value: Any) -> bool:
-    return type(value) is list and all(
-        type(item) is list and len(item) == 2 and type(item[0]) is str and _is_int(item[1]) for item in value
-    )
-
-
-def _is_scalars(value: Any) -> bool:
-    return _is_mapping(value) and all(_is_float(item) for item in value.values())
+def _is_stream(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and _is_text(value[0]) and _is_int(value[1])
 
 
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any] | None]] = {
     int: (_is_int, None),
-    float: (_is_float, float),
+    float: (lambda value: type(value) in (float, int), float),
     str: (_is_text, None),
     dict[str, Any]: (_is_mapping, None),
     dict[str, Any] | None: (lambda value: value is None or _is_mapping(value), None),
-    dict[str, float]: (_is_scalars, None),
-    tuple[str, ...]: (_is_texts, tuple),
-    tuple[tuple[str, int], ...]: (_is_streams, lambda value: tuple(map(tuple, value))),
+    dict[str, float]: (lambda v: _is_mapping(v) and all(type(item) in (float, int) for item in v.values()), None),
+    tuple[str, ...]: (lambda value: type(value) is list and all(map(_is_text, value)), tuple),
+    tuple[tuple[str, int], ...]: (
+        lambda value: type(value) is list and all(map(_is_stream, value)),
+        lambda value: tuple(map(tuple, value)),
+    ),
 }
 
 
@@ -103,9 +97,9 @@ _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 def contiguous(array: np.ndarray) -> np.ndarray:
     """Gives `array` itself, or a C-contiguous little-endian copy: the one place where sending may copy."""
-    if not array.flags.c_contiguous or array.dtype.str not in DTYPES:
+    if array.dtype not in _CODES or not array.flags.c_contiguous:
         array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-        if array.dtype.str not in DTYPES:
+        if array.dtype not in _CODES:
             raise TypeError(f"arrays of dtype {array.dtype} cannot be sent")
     return array
 
@@ -118,13 +112,13 @@ def encode(message: Message, envelope: Envelope) -> list[Any]:
     number = _NUMBERS[type(message)]
     layout = _LAYOUTS[number]
     fields = [getattr(message, name) for name in layout.names]
-    if not layout.has_arrays:
-        return [_pack(layout.kind, (number, *envelope, fields, ()), 1)]
-    arrays = message.arrays  # type: ignore[union-attr]
-    sent = [contiguous(array) for array in arrays.values()]
-    specs = [(name, array.dtype.str, array.shape) for name, array in zip(arrays, sent, strict=True)]
-    if any(array.ndim > MAX_DIMENSIONS for array in sent):
-        raise ProtocolError(f"{layout.kind.__name__} has an array of more than {MAX_DIMENSIONS} dimensions")
+    sent, specs = [], []
+    for name, array in message.arrays.items() if layout.has_arrays else ():  # type: ignore[union-attr]
+        array = contiguous(array)
+        if array.ndim > MAX_DIMENSIONS:
+            raise ProtocolError(f"{layout.kind.__name__} has an array of more than {MAX_DIMENSIONS} dimensions")
+        sent.append(array)
+        specs.append((name, _CODES[array.dtype], array.shape))
     return [_pack(layout.kind, (number, *envelope, fields, specs), 1 + len(sent)), *sent]
 
 
@@ -167,26 +161,26 @@ def decode(frames: Sequence[Any]) -> tuple[Message, Envelope]:
             fields[i] = convert(fields[i])
     if type(specs) is not list or len(specs) != len(frames) - 1 or (specs and not has_arrays):
         raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} array frames, which its header does not declare")
-    if not has_arrays:
-        return kind(*fields), envelope
-    arrays: dict[str, np.ndarray] = {}
-    for i, spec in enumerate(specs):
-        name, array = _array(spec, frames[i + 1])
-        arrays[name] = array
+    arrays: dict[str, np.ndarray] = dict(map(_array, specs, frames[1:]))
     if len(arrays) != len(specs):
         raise ProtocolError(f"{kind.__name__} names an array twice")
-    return kind(*fields, arrays), envelope  # type: ignore[call-arg]
+    return kind(*fields, *((arrays,) if has_arrays else ())), envelope
 
 
 def _unpack(header: memoryview, n_frames: int) -> Any:
-    # A list takes its claimed length before its items are read: see first, without making any, that they are there.
-    scan = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, read_size=64)
-    scan.feed(header)
-    scan.skip()
+    # The list of arrays is as long as there are frames: who claims more than usual must send as many.
+    longest = max(MAX_LIST, n_frames)
+    # A list takes its claimed length before its items are read. In a short header no claim beyond it can be kept; of a
+    # long one see first, without making any, that they are there.
+    if header.nbytes <= SHORT_HEADER_BYTES:
+        longest = min(longest, header.nbytes)
+    else:
+        scan = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, read_size=64)
+        scan.feed(header)
+        scan.skip()
     return msgpack.unpackb(
         header,
-        # The list of arrays is as long as there are frames: who claims more than usual must send as many.
-        max_array_len=max(MAX_LIST, n_frames),
+        max_array_len=longest,
         max_map_len=MAX_LIST,
         max_str_len=MAX_TEXT,
         max_ext_len=0,
@@ -211,14 +205,15 @@ def _array(spec: Any, frame: Any) -> tuple[str, np.ndarray]:
         buffer = memoryview(frame)
         if not _is_text(name) or type(shape) is not list or len(shape) > MAX_DIMENSIONS:
             raise ValueError
-        if any(type(d) is not int or d < 0 for d in shape):
-            raise ValueError
+        for d in shape:
+            if type(d) is not int or d < 0:
+                raise ValueError
         if math.prod(shape) * dtype.itemsize != buffer.nbytes:
             raise ProtocolError(f"array {_show(name)} declares {code} {shape}, its frame has {buffer.nbytes} bytes")
         array: np.ndarray = np.ndarray(shape, dtype, buffer)
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"not an array declaration: {_show(spec)}") from error
-    array.flags.writeable = False
+    array.setflags(write=False)
     return name, array
 
 

@@ -6,6 +6,7 @@ Names are `headrace_<role>_<what>_<unit>`. Labels stay low in cardinality: table
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -49,8 +50,10 @@ class ServiceMetrics:
         self.restarts = Gauge(p + "restarts", "Times the engine has restarted this process", registry=registry)
         self.start = Gauge(p + "process_start_seconds", "Unix time the process started", registry=registry)
         self.errors = Counter(p + "errors", "Errors answered or met, by code", ["code"], registry=registry)
-        self.bytes_in = Counter(p + "received_bytes", "Bytes received, by message kind", ["kind"], registry=registry)
-        self.bytes_out = Counter(p + "sent_bytes", "Bytes sent, by message kind", ["kind"], registry=registry)
+        received = Counter(p + "received_bytes", "Bytes received, by message kind", ["kind"], registry=registry)
+        sent = Counter(p + "sent_bytes", "Bytes sent, by message kind", ["kind"], registry=registry)
+        # Asked for each message's kind: prometheus-client's own look-up takes a lock.
+        self.bytes_in, self.bytes_out = cache(received.labels), cache(sent.labels)
         self.in_flight = Gauge(p + "requests_in_flight", "Requests sent and not yet answered", registry=registry)
         self.parked = Gauge(p + "requests_parked", "Requests received and not yet answered", registry=registry)
         self.resends = Counter(p + "resent_requests", "Requests sent again for want of an answer", registry=registry)

@@ -132,7 +132,7 @@ class Client:
             if not request.future.done():
                 request.future.set_exception(error)
             return
-        self._metrics.bytes_out.labels(type(request.message).__name__).inc(nbytes(frames))
+        self._metrics.bytes_out(type(request.message).__name__).inc(nbytes(frames))
         self._socket.send(frames)
 
     def _say_hello(self) -> None:
@@ -163,7 +163,7 @@ class Client:
             self._metrics.errors.labels(error.code).inc()
             log.error("the %s sent %s", self.peer, error)
             return
-        self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
+        self._metrics.bytes_in(type(message).__name__).inc(nbytes(frames))
         if self._stalled:
             self._stalled = False
             log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)

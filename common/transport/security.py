@@ -2,6 +2,7 @@
 
 A keys folder has `server.key` (public and secret, for servers), `server.pub`, `client.key` (public and secret, for
 clients) and `clients`, the allow-list: one public key and a name a line. Keys are Z85 text, as ZeroMQ writes them.
+`headrace keys` makes them.
 """
 
 from __future__ import annotations
@@ -23,34 +24,15 @@ DOMAIN = "headrace"
 _ZAP = "inproc://zeromq.zap.01"
 
 
-def make_keys(folder: Path) -> None:
-    """Makes the server's keys and a first client's in a new `folder`; refuses to overwrite any."""
-    if (folder / "server.key").exists():
-        raise ConfigError(f"{folder} has keys already", "add a client with --client NAME, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    public, secret = zmq.curve_keypair()
-    _write(folder / "server.key", public, secret)
-    _write(folder / "server.pub", public)
-    _write(folder / "clients")
-    _add(folder, folder, "client")
-
-
-def add_client(folder: Path, name: str) -> Path:
-    """Puts another client on the allow-list; gives the folder, `folder/name`, that its host needs and nothing more."""
-    _read(folder / "server.key", 2)
-    mine = folder / name
-    if mine.exists():
-        raise ConfigError(f"{mine} exists already", "choose another client name")
-    mine.mkdir()
-    _write(mine / "server.pub", *_read(folder / "server.pub", 1))
-    _add(folder, mine, name)
-    return mine
+def keypair() -> tuple[bytes, bytes]:
+    """Gives a new public key and its secret."""
+    return zmq.curve_keypair()
 
 
 def secure_server(socket: zmq.Socket[Any], folder: Path) -> None:
     """Makes a socket that is yet to bind speak CURVE, to clients on the allow-list of `folder`."""
-    _, secret = _read(folder / "server.key", 2)
-    _read(folder / "clients", 1)
+    _, secret = read_keys(folder / "server.key", 2)
+    read_keys(folder / "clients", 1)
     _gate().lists.add(folder / "clients")
     socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
@@ -59,10 +41,10 @@ def secure_server(socket: zmq.Socket[Any], folder: Path) -> None:
 
 def secure_client(socket: zmq.Socket[Any], folder: Path) -> None:
     """Makes a socket that is yet to connect speak CURVE, to the one server that has the secret of `server.pub`."""
-    public, secret = _read(folder / "client.key", 2)
+    public, secret = read_keys(folder / "client.key", 2)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
-    socket.setsockopt(zmq.CURVE_SERVERKEY, _read(folder / "server.pub", 1)[0])
+    socket.setsockopt(zmq.CURVE_SERVERKEY, read_keys(folder / "server.pub", 1)[0])
 
 
 class _Gate:
@@ -123,19 +105,8 @@ def _gate() -> _Gate:
     return _Gate()
 
 
-def _add(folder: Path, target: Path, name: str) -> None:
-    public, secret = zmq.curve_keypair()
-    _write(target / "client.key", public, secret)
-    with (folder / "clients").open("a") as file:
-        file.write(f"{public.decode()} {name}\n")
-
-
-def _write(path: Path, *keys: bytes) -> None:
-    path.touch(mode=0o600, exist_ok=False)
-    path.write_bytes(b"".join(key + b"\n" for key in keys))
-
-
-def _read(path: Path, least: int) -> list[bytes]:
+def read_keys(path: Path, least: int) -> list[bytes]:
+    """Gives the lines of one of the files; raises ConfigError where it has not at `least` so many."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -137,7 +137,7 @@ class Server:
             reply = Error(error.code, error.message, "speak the protocol of docs/protocol.md")
             self._send(identity, reply, 0, 0)
             return
-        self._metrics.bytes_in.labels(type(message).__name__).inc(nbytes(frames))
+        self._metrics.bytes_in(type(message).__name__).inc(nbytes(frames))
         life = message.life if isinstance(message, Hello) else envelope.sender
         if life in self._replaced:
             # Whatever it asks, Hello included: two clients of one name would else take turns, and both be applied.
@@ -224,7 +224,7 @@ class Server:
         frames = encode(message, Envelope(n, self.life, life, 0))
         if isinstance(message, Error):
             self._metrics.errors.labels(message.code).inc()
-        self._metrics.bytes_out.labels(type(message).__name__).inc(nbytes(frames))
+        self._metrics.bytes_out(type(message).__name__).inc(nbytes(frames))
         # A peer that is not there asks again when it is back, and gets the kept frames.
         self._socket.send([identity, *frames])
         return frames

@@ -1,6 +1,6 @@
 """A ZeroMQ socket on an asyncio loop: multiparts in and out without blocking, and news of connections.
 
-The only import of zmq. Knows nothing of messages.
+With security.py the only import of zmq. Knows nothing of messages.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ from common.transport.security import secure_client, secure_server
 log = logging.getLogger("headrace.transport")
 
 _BURST = 64
+# As plain numbers: arithmetic on pyzmq's enums costs as much as a small send.
+_NOW, _NOW_AND_MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 _OPTIONS = {
     zmq.LINGER: 1000,
     zmq.CONNECT_TIMEOUT: 5000,
@@ -130,19 +133,17 @@ class Socket:
         except zmq.ZMQError as error:
             log.error("cannot connect %s again: %s", address, error)
 
-    def send(self, frames: list[Any]) -> bool:
-        """Sends now or not at all; False says that the peer is not there."""
+    def send(self, frames: list[Any]) -> None:
+        """Sends now, or not at all where the peer is not there: who wants an answer asks again."""
         if self._closed:
-            return False
-        try:
-            self._zmq.send_multipart(frames, zmq.NOBLOCK, copy=False)
-            sent = True
-        except zmq.ZMQError:
-            sent = False
+            return
+        with suppress(zmq.ZMQError):
+            for frame in frames[:-1]:
+                self._zmq.send(frame, _NOW_AND_MORE, copy=False)
+            self._zmq.send(frames[-1], _NOW, copy=False)
         # The fd is edge-triggered, and even trying to send may consume the edge of a message that came meanwhile.
-        if not self._draining and int(self._zmq.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._draining and self._readable():
             self._loop.call_soon(self._drain)
-        return sent
 
     def close(self) -> None:
         if not self._closed:
@@ -153,18 +154,24 @@ class Socket:
             self._monitor.close(0)
             self._zmq.close()
 
+    def _readable(self) -> int:
+        return int(self._zmq.getsockopt(zmq.EVENTS)) & _READABLE
+
     def _drain(self) -> None:
         if self._draining:
             return
         self._draining = True
         try:
             for _ in range(_BURST):
-                if self._closed:
+                # The last message may have closed this socket. To ask costs less than to be refused.
+                if self._closed or not self._readable():
                     return
                 try:
-                    frames = self._zmq.recv_multipart(zmq.NOBLOCK, copy=False)
-                except zmq.Again:
+                    frames = [self._zmq.recv(_NOW, copy=False)]
+                except zmq.Again:  # a connection that was lost meanwhile takes what it brought with it
                     return
+                while frames[-1].more:
+                    frames.append(self._zmq.recv(_NOW, copy=False))
                 try:
                     self._receive(frames)
                 except Exception:

@@ -144,7 +144,7 @@ def keys(
 
       headrace keys keys --client host-b
     """
-    from common.transport.security import add_client, make_keys
+    from services.control.keys import add_client, make_keys
 
     if client is None:
         make_keys(folder)

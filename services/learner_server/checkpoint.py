@@ -40,8 +40,8 @@ class Checkpoints:
         _write(path, str(ordinal))
         return ordinal
 
-    def save(self, state: Mapping[str, Any], updates: int, best: bool) -> Path:
-        """Writes a checkpoint and gives its directory; a crash leaves the ones before it as they were."""
+    def save(self, state: Mapping[str, Any], updates: int, best: bool) -> None:
+        """Writes a checkpoint; a crash leaves the ones before it as they were."""
         name = f"{updates:09d}"
         partial, final = self._dir / f".{name}.partial", self._dir / name
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,7 +60,6 @@ class Checkpoints:
         if best:
             _write(self._dir / "best", name)
         self._prune()
-        return final
 
     def load_latest(self) -> dict[str, Any] | None:
         """Gives the newest checkpoint's state, or None where there is none."""

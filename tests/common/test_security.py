@@ -17,9 +17,9 @@ from common.errors import ConfigError
 from common.messages import PROTOCOL, GetWeights, Hello, NotModified, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
-from common.transport.security import add_client, make_keys
 from common.transport.server import Server, Ticket
 from common.transport.socket import check_address
+from services.control.keys import add_client, make_keys
 
 
 def answer(ticket: Ticket) -> None:

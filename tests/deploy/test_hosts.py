@@ -15,7 +15,7 @@ import pytest
 from hosts import ADDRESSES, Host, hosts
 from jobs import until, write_config
 
-from common.transport.security import add_client, make_keys
+from services.control.keys import add_client, make_keys
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(400)]
 

@@ -14,7 +14,8 @@ def state(n: int) -> dict[str, object]:
 
 
 def test_what_is_saved_comes_back_with_its_tensors_in_place(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path, keep=3).save(state(4), updates=4, best=False)
+    Checkpoints(tmp_path, keep=3).save(state(4), updates=4, best=False)
+    path = find(tmp_path)
     loaded = load_state(path)
     assert loaded["trainer"]["policy"]["w"].tolist() == [4.0, 4.0]
     assert loaded["trainer"]["steps"] == 4
@@ -42,7 +43,8 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
     latest = again.load_latest()
     assert latest is not None
     assert latest["trainer"]["steps"] == 1
-    assert again.save(state(2), updates=2, best=False) == find(tmp_path)
+    again.save(state(2), updates=2, best=False)
+    assert find(tmp_path).name == "000000002"
 
 
 def test_a_learner_that_went_back_writes_over_what_it_wrote_before(tmp_path: Path) -> None:
