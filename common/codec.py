@@ -179,12 +179,7 @@ def _unpack(header: memoryview, n_frames: int) -> Any:
         scan.feed(header)
         scan.skip()
     return msgpack.unpackb(
-        header,
-        max_array_len=longest,
-        max_map_len=MAX_LIST,
-        max_str_len=MAX_TEXT,
-        max_ext_len=0,
-        ext_hook=_refuse,
+        header, max_array_len=longest, max_map_len=MAX_LIST, max_str_len=MAX_TEXT, max_ext_len=0, ext_hook=_refuse
     )
 
 

@@ -14,7 +14,6 @@ import random
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,7 +48,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     name: str = Field("", description="name of the run's directory; empty: algorithm, environment and time")
     dir: str = Field("runs", description="the directory that holds run directories")
-    seed: int = Field(1, ge=0, description="seed of environments, sampling and minibatches")
+    seed: int = Field(1, ge=0, lt=1 << 31, description="seed of environments, sampling and minibatches")
 
 
 class EnvConfig(Section):
@@ -353,21 +352,11 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(tree or {})
 
 
-@dataclass(frozen=True)
-class ServiceArguments:
-    """The command line of one service."""
+def service_arguments(role: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line of `python -m services.<role>_server`; raises ConfigError, or exits for --help.
 
-    config: Config
-    index: int
-    name: str
-    restarts: int
-    earlier_lives: int
-    run_dir: Path | None
-    announce: Path | None
-
-
-def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceArguments:
-    """Parses the command line of `python -m services.<role>_server`; raises ConfigError, or exits for --help."""
+    Gives the options under their names, `config` loaded, and the `name` that a server without --index is given.
+    """
     parser = argparse.ArgumentParser(
         prog=f"headrace {role}-server",
         description=f"Runs one {role}-server by hand. Start the four roles in any order: each waits for the others.",
@@ -384,7 +373,7 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> ServiceAr
     a = parser.parse_args(argv)
     # Two env-servers started by hand must not share a name, environment ids and seeds: addresses tell the others apart.
     alone = role == "env" and a.index is None
-    index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
-    name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
-    config = load(a.config, a.overrides)
-    return ServiceArguments(config, index, name, a.restarts, a.earlier_lives, a.run_dir, a.announce)
+    a.index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
+    a.name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
+    a.config = load(a.config, a.overrides)
+    return a

@@ -173,24 +173,7 @@ class Error:
 
 
 # The position is the number on the wire: append, never reorder.
-Message = (
-    Hello
-    | Welcome
-    | Act
-    | Actions
-    | Insert
-    | Inserted
-    | Sample
-    | Batch
-    | UpdatePriorities
-    | GetWeights
-    | Weights
-    | NotModified
-    | Finish
-    | Finished
-    | Ok
-    | Wait
-    | Error
-)
+_Experience = Hello | Welcome | Act | Actions | Insert | Inserted | Sample | Batch | UpdatePriorities
+Message = _Experience | GetWeights | Weights | NotModified | Finish | Finished | Ok | Wait | Error
 
 KINDS: tuple[type[Message], ...] = typing.get_args(Message)

@@ -25,7 +25,7 @@ from common import log as logs
 from common.allocator import keep_freed_memory
 from common.config import Config, service_arguments
 from common.errors import ConfigError, Finished, HeadraceError
-from common.messages import PROTOCOL, Hello
+from common.messages import PROTOCOL, Hello, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
 from common.types import new_life
@@ -136,6 +136,17 @@ def connect(
         waiting=context.health.waiting(f"{role} {address}"),
         replaceable=replaceable,
     )
+
+
+async def first_welcome(clients: Sequence[Client]) -> Welcome:
+    """Gives the Welcome of whichever server says it first; raises what Client.welcome does."""
+    welcomes = [asyncio.ensure_future(client.welcome()) for client in clients]
+    try:
+        done, _ = await asyncio.wait(welcomes, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for welcome in welcomes:
+            welcome.cancel()
 
 
 def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -85,7 +85,6 @@ def _number_type(dtype: str) -> str:
 
 DType = Annotated[str, AfterValidator(_number_type)]
 Shape = tuple[Annotated[int, Field(ge=0)], ...]
-Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +123,27 @@ class ActionSpec:
         return math.prod(self.shape)
 
 
+class _Wired:
+    """What specs that travel have in common."""
+
+    __slots__ = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Self:
+        """Gives the spec that `to_wire` wrote; raises ProtocolError for anything else."""
+        try:
+            return cast(Self, _ADAPTERS[cls].validate_python(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ProtocolError(f"{reprlib.repr(value)} is no {cls.__name__}: {where:.100}: {first['msg']}") from None
+
+
 @dataclass(frozen=True, slots=True)
-class EnvSpec:
+class EnvSpec(_Wired):
     """What a policy must know of an environment; observations are a flat dict of named arrays."""
 
     id: str
@@ -133,39 +151,14 @@ class EnvSpec:
     action: ActionSpec
     frame_skip: int = 1
 
-    def to_wire(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, value: Any) -> EnvSpec:
-        """Gives the spec that `to_wire` wrote; raises ProtocolError for anything else."""
-        return _read(cls, value)
-
 
 @dataclass(frozen=True, slots=True)
-class PolicySpec:
+class PolicySpec(_Wired):
     """What acting adds to the data: `extras` go into the unroll, `state` rides from step to step."""
 
     extras: tuple[ArraySpec, ...] = ()
     state: tuple[ArraySpec, ...] = ()
 
-    def to_wire(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, value: Any) -> PolicySpec:
-        """Gives the spec that `to_wire` wrote; raises ProtocolError for anything else."""
-        return _read(cls, value)
-
 
 # Building one takes milliseconds, and specs come with every version of the weights.
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (EnvSpec, PolicySpec)}
-
-
-def _read(kind: type[Spec], value: Any) -> Spec:
-    try:
-        return cast(Spec, _ADAPTERS[kind].validate_python(value))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"{reprlib.repr(value)} is no {kind.__name__}: {where:.100}: {first['msg']}") from None

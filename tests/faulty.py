@@ -18,17 +18,20 @@ _LONG = range(10**11)
 
 
 class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Does `fault` at step 500, unless `marker` exists, which it makes first."""
+    """Does `fault` at step `at`, unless `marker` exists, which it makes first; each step takes `step_s`."""
 
-    def __init__(self, fault: str, marker: str) -> None:
+    def __init__(self, fault: str, marker: str, at: int, step_s: float) -> None:
         super().__init__(gymnasium.make("CartPole-v1"))
         self._fault = fault
         self._marker = Path(marker)
+        self._at = at
+        self._step_s = step_s
         self._steps = 0
 
     def step(self, action: Any) -> Any:
         self._steps += 1
-        if self._steps == 500 and self._first():
+        time.sleep(self._step_s)
+        if self._steps == self._at and self._first():
             if self._fault == "sleeps":
                 time.sleep(600)
             elif self._fault == "spins":
@@ -46,8 +49,8 @@ class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
         return True
 
 
-def make(fault: str, marker: str) -> gymnasium.Env[Any, Any]:
-    return Faulty(fault, marker)
+def make(fault: str, marker: str, at: int = 500, step_s: float = 0.0) -> gymnasium.Env[Any, Any]:
+    return Faulty(fault, marker, at, step_s)
 
 
 def dying_subject(config: Config) -> Callable[[], int]:

@@ -59,7 +59,9 @@ class Client:
     ) -> None:
         self.address = address
         self.peer = f"{peer} at {address}"
-        self._hello = hello
+        self._life = hello.life
+        # Here, so that one which cannot be sent fails at the start.
+        self._hello = encode(hello, Envelope(0, hello.life, 0, 0))
         self._net = net
         self._metrics = metrics
         self._max_in_flight = max_in_flight
@@ -74,6 +76,7 @@ class Client:
         self._stalled = False
         self._linked = False
         self._redial_s = net.deadline_s
+        self._resend_s = net.resend_s
         self._hello_backoff = 0.1
         self._next_hello = 0.0
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
@@ -101,7 +104,7 @@ class Client:
         n = self._n
         # Stored before it is sent: over inproc the answer may come first.
         future = asyncio.get_running_loop().create_future()
-        request = self._requests[n] = _Request(message, future, self._net.resend_s)
+        request = self._requests[n] = _Request(message, future, self._resend_s)
         if len(self._requests) == 1:
             self._heard, self._stalled = request.heard, False
         self._metrics.in_flight.inc()
@@ -126,7 +129,7 @@ class Client:
 
     def _send(self, n: int, request: _Request) -> None:
         try:
-            frames = encode(request.message, Envelope(n, self._hello.life, self.server_life, min(self._requests)))
+            frames = encode(request.message, Envelope(n, self._life, self.server_life, min(self._requests)))
         except Exception as error:
             # Whoever asked hears of it, also where it is sent later: it must not keep others from being sent.
             if not request.future.done():
@@ -138,7 +141,7 @@ class Client:
     def _say_hello(self) -> None:
         self._next_hello = time.monotonic() + self._hello_backoff * random.uniform(0.5, 1.5)
         self._hello_backoff = min(self._hello_backoff * 1.5, 2.0)
-        self._socket.send(encode(self._hello, Envelope(0, self._hello.life, 0, 0)))
+        self._socket.send(self._hello)
 
     def _connected(self, up: bool) -> None:
         self._ready = False
@@ -164,10 +167,12 @@ class Client:
             log.error("the %s sent %s", self.peer, error)
             return
         self._metrics.bytes_in(type(message).__name__).inc(nbytes(frames))
-        if self._stalled:
-            self._stalled = False
-            log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
-        self._heard, self._redial_s = time.monotonic(), self._net.deadline_s
+        # To be greeted again is no answer: what is asked may be too large to get through before the next redial.
+        if envelope.n or envelope.sender != self.server_life or not self._requests:
+            if self._stalled:
+                self._stalled = False
+                log.warning("the %s answers again after %.1f s", self.peer, time.monotonic() - self._heard)
+            self._heard, self._redial_s = time.monotonic(), self._net.deadline_s
         if isinstance(message, Wait):
             self._wait(message, envelope.n)
         elif isinstance(message, Error) and message.code == "new_life":
@@ -178,6 +183,8 @@ class Client:
         elif envelope.n == 0:
             self._greeted(message)
         elif envelope.sender == self.server_life and (request := self._requests.get(envelope.n)) is not None:
+            # Where an answer takes long, the next is waited for as long: repeats of large messages would queue up.
+            self._resend_s = max(self._resend_s, request.resend_s)
             self._answer(request.future, message)
             self._waiting(None)
 
@@ -188,7 +195,7 @@ class Client:
     def _wait(self, wait: Wait, n: int) -> None:
         self._waiting(f"waits for the {self.peer}: {wait.reason}")
         if n == 0:
-            self._next_hello = self._heard + self._net.resend_s
+            self._next_hello = time.monotonic() + self._net.resend_s
         elif (request := self._requests.get(n)) is not None:
             request.heard = self._heard
 

@@ -29,12 +29,12 @@ MAX_CLIENTS = 4096
 MAX_REPLACED = 4096
 # Of one client: far above what ours keep in flight.
 MAX_UNACKNOWLEDGED = 1024
-MAX_ERROR_TEXT = 4000
+MAX_SAID = 4000
 
 
 def _error(code: str, message: str, remedy: str) -> Error:
     """Gives an Error that the codec carries, however much of a request its text quotes."""
-    return Error(code, message[:MAX_ERROR_TEXT], remedy[:MAX_ERROR_TEXT])
+    return Error(code, message[:MAX_SAID], remedy[:MAX_SAID])
 
 
 @dataclass(eq=False, slots=True)
@@ -230,10 +230,10 @@ class Server:
         return frames
 
     def _tick(self) -> None:
+        self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         now = time.monotonic()
         for peer in self._peers.values():
             for n, ticket in peer.pending.items():
                 if now - ticket.waited >= WAIT_EVERY_S:
                     ticket.waited = now
-                    self._send(peer.identity, Wait(ticket.reason), n, peer.hello.life)
-        self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+                    self._send(peer.identity, Wait(ticket.reason[:MAX_SAID]), n, peer.hello.life)

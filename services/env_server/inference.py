@@ -11,7 +11,7 @@ import time
 
 from common.errors import PeerLost
 from common.messages import Act, Actions, Hello
-from common.service import Context, connect
+from common.service import Context, connect, first_welcome
 from common.types import PolicySpec
 
 log = logging.getLogger("headrace.env")
@@ -34,11 +34,7 @@ class InferenceServers:
 
     async def policy(self) -> PolicySpec:
         """Gives the policy's spec, from whoever answers first."""
-        welcomes = [asyncio.ensure_future(client.welcome()) for client in self._clients]
-        done, pending = await asyncio.wait(welcomes, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        return PolicySpec.from_wire(done.pop().result().spec)
+        return PolicySpec.from_wire((await first_welcome(self._clients)).spec)
 
     async def request(self, act: Act) -> Actions:
         """Gives the answer of a live server; raises PeerLost when there was none for `net.give_up_s`."""

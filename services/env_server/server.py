@@ -16,7 +16,7 @@ import numpy as np
 
 from common.messages import Act, Insert, Inserted
 from common.metrics import EnvMetrics
-from common.service import Context, connect, until_stopped
+from common.service import Context, connect, first_welcome, until_stopped
 from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
 from services.env_server.backends import Backend, Finals, make_backend
@@ -79,9 +79,9 @@ class Group:
                 insert.cancel()
 
     def close(self) -> None:
-        """Frees the simulators; a step that is under way is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self.backend.close()
+        """Frees the simulators once a step that is under way has come back; does not wait for it."""
+        self._pool.submit(self.backend.close)
+        self._pool.shutdown(wait=False)
 
     async def _advance(self, rollout: Rollout, inference: InferenceServers, min_version: int) -> None:
         asked = time.perf_counter()
@@ -138,7 +138,7 @@ async def run(context: Context) -> None:
 
     async def collect() -> None:
         # Replay hears of the environment first: the learner, and so inference, wait for its spec.
-        await shards[0].welcome()
+        await first_welcome(shards)
         policy = await inference.policy()
         context.health.ready = True
         await until_stopped(context, [g.collect(policy, inference, shards[g.number % len(shards)]) for g in groups])

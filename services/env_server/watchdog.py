@@ -19,7 +19,7 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """Watches each `step` from a thread; `deadline_s` is how long one may take. `close` ends the watch."""
+    """Watches each `step` from a thread; `deadline_s` is how long one may take."""
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
@@ -39,6 +39,9 @@ class Watchdog:
             del self._running[key]
 
     def close(self) -> None:
+        """Ends the watch, unless a step is under way: the end of the process waits for that, but not for ever."""
+        if self._running:
+            return
         self._closed.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()

@@ -21,8 +21,8 @@ class HeldBack:
 
     def take(self, weights: Weights) -> Weights:
         """Takes newer weights; gives the newest that are `versions` behind them, or the first of the learner's life."""
-        if weights.version - version_updates(weights.version) > self.newest:
-            # What an earlier life's weights act is too old for the tables of this one.
+        if not 0 < weights.version - self.newest <= version_updates(weights.version):
+            # What another life's weights act is too old for the tables of this one, or of another run.
             self._kept.clear()
         self._kept.append(weights)
         while len(self._kept) > 1 and self._kept[1].version <= weights.version - self._versions:

@@ -41,17 +41,21 @@ class Runner:
         self._seed = seed
         self._device = torch.device(device)
         self._measured = measured
+        self._settled = not measured
         self._actor: Actor | None = None
         self._numpy: NumpyActor | None = None
+        self._described: tuple[str, dict[str, Any], dict[str, Any]] | None = None
         self._rows: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self.env: EnvSpec | None = None
         self.spec: PolicySpec | None = None
         self.version = -1
 
     def load(self, weights: Weights) -> None:
-        """Takes on new weights; the first ones say for which environment to build the network."""
-        if self._actor is None or EnvSpec.from_wire(weights.env) != self.env:
+        """Takes on new weights; the first ones of each learner say for which environment to build which network."""
+        described = weights.layout, weights.env, weights.policy
+        if described != self._described:
             self._build(weights)
+            self._described = described
         assert self._actor is not None
         unpack_weights(self._actor, weights.arrays["weights"])
         self._actor.acting = weights.acting

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
 
 from common.errors import Finished, ProtocolError
-from common.messages import Act, GetWeights, Hello, NotModified, Weights
+from common.messages import Act, Actions, Error, GetWeights, Hello, NotModified, Weights
 from common.metrics import InferenceMetrics
 from common.service import Context, connect, until_stopped
 from common.transport.client import Client
-from common.transport.server import Server, Ticket
+from common.transport.server import MAX_SAID, Server, Ticket
 from common.types import EnvSpec, version_updates
 from services.inference_server.batcher import Batcher
 from services.inference_server.held_back import HeldBack
@@ -74,12 +75,22 @@ class InferenceServer:
                 acts = [ticket.message for ticket in tickets if isinstance(ticket.message, Act)]
                 started = time.perf_counter()
                 if self._pass_s < SLOW_PASS_S:
-                    replies = self._runner.act(acts)
+                    replies = self._act(acts)
                 else:
-                    replies = await loop.run_in_executor(self._pool, self._runner.act, acts)
+                    replies = await loop.run_in_executor(self._pool, self._act, acts)
                 self._measure(time.perf_counter() - started, acts)
             for ticket, reply in zip(tickets, replies, strict=True):
                 ticket.reply(reply)
+
+    def _act(self, acts: list[Act]) -> Sequence[Actions | Error]:
+        """Runs one pass for all; where that fails one for each, so that only whose Act is at fault hears of it."""
+        try:
+            return self._runner.act(acts)
+        except Exception as error:
+            if len(acts) > 1:
+                return [self._act([act])[0] for act in acts]
+            log.exception("an Act failed")
+            return [Error("act", f"{type(error).__name__}: {error}"[:MAX_SAID], "see the log of the inference-server")]
 
     def close(self) -> None:
         self.server.close()

@@ -29,6 +29,8 @@ class Checkpoints:
         self._dir = run_dir / "checkpoints"
         self._keep = keep
         self._dir.mkdir(parents=True, exist_ok=True)
+        for unfinished in self._dir.glob(".*[0-9].partial"):
+            shutil.rmtree(unfinished)
         for old in self._dir.glob(".*.old"):
             name = self._dir / old.name[1 : -len(".old")]  # a crash came between the renames
             shutil.rmtree(old) if name.exists() else old.rename(name)

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from common.errors import HeadraceError
 from common.messages import PROTOCOL
@@ -65,7 +66,7 @@ class Record:
         return time.monotonic() - self._saved >= self._context.config.learner.checkpoint.interval_s
 
     def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint, and the best one too if it is."""
+        """Writes a checkpoint, and the best one too if it is; raises HeadraceError where it cannot."""
         self._saved = time.monotonic()
         best = self.tally.episode_return > self._best
         if best:
@@ -77,7 +78,11 @@ class Record:
             "tally": self.tally.state_dict(),
             "best": self._best if math.isfinite(self._best) else None,
         }
-        self.checkpoints.save(state, trainer.updates, best)
+        try:
+            self.checkpoints.save(state, trainer.updates, best)
+        except OSError as error:
+            text = f"no checkpoint after update {trainer.updates}: {error}"
+            raise HeadraceError(text, "make room there; the run goes on from the one before") from error
         self.metrics.checkpoints.inc()
 
     def resume(self, trainer: Trainer) -> None:
@@ -96,15 +101,20 @@ class Record:
         self._best = -math.inf if state["best"] is None else state["best"]
         self._context.health.say(f"resumes after update {trainer.updates}, {self.tally.steps} steps")
 
-    def conclude(self) -> None:
-        """Ends a job that the replay-server says is finished: ours, if the newest checkpoint says so too."""
+    def over(self) -> dict[str, Any] | None:
+        """Gives the newest checkpoint's state if the job had reached its end in it."""
         state = self.checkpoints.load_latest()
         if state is not None:
             self.tally.load_state_dict(state["tally"])
-        outcome = self.tally.outcome()
+        return state if self.tally.outcome() else None
+
+    def conclude(self) -> str:
+        """Ends a job that is over: ours, if the newest checkpoint says so too. Gives its outcome."""
+        state, outcome = self.over(), self.tally.outcome()
         if state is None or outcome is None:
             raise HeadraceError("the replay-server has finished another job", "start a new replay-server")
         self.finish(outcome, int(state["trainer"]["updates"]))
+        return outcome
 
     def finish(self, outcome: str, updates: int) -> None:
         """Writes the last row and the result."""

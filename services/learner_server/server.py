@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Finished as JobFinished
+from common.errors import HeadraceError
 from common.messages import Finish, Finished
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.service import Context, connect
+from common.service import Context, connect, first_welcome
 from common.transport.client import Client
 from common.types import Arrays, EnvSpec
 from services.learner_server.feed import Draw, Feed
@@ -43,12 +44,15 @@ class Learner:
 
     async def train(self) -> None:
         """Trains until a stop condition holds or the service is told to stop; either way a checkpoint is left."""
+        # A life before this one may have ended the job, and its peers have gone.
+        over = self._record.over() is not None
         try:
-            welcome = await self._or_stop(self._shards[0].welcome())
+            welcome = await self._or_stop(first_welcome(self._shards), self._config.net.deadline_s if over else None)
         except JobFinished:
-            self._record.conclude()
-            return
+            over, welcome = True, None
         if welcome is None:
+            if over and not self._context.stopping.is_set():
+                await self._dismiss(self._record.conclude())
             return
         trainer = Trainer(self._config, EnvSpec.from_wire(welcome.spec), self._record.checkpoints.next_ordinal())
         self._record.resume(trainer)
@@ -108,10 +112,14 @@ class Learner:
             self._publish(trainer)
         if update.priorities is not None and self._kind == "prioritized":
             await feed.prioritize(draw, update.priorities)
-        self._record.account(update, trainer.updates, time.perf_counter() - began, feed.depth)
+        if update.made:
+            self._record.account(update, trainer.updates, time.perf_counter() - began, feed.depth)
         if self._record.checkpoint_due:
             await loop.run_in_executor(self._pool, self.replicas.compare, trainer)
-            await loop.run_in_executor(self._pool, self._record.save, trainer)
+            try:
+                await loop.run_in_executor(self._pool, self._record.save, trainer)
+            except HeadraceError as error:
+                self._context.health.say(str(error))
 
     def _skip(self, update: int, error: NonFiniteUpdate) -> None:
         self._record.metrics.skipped.inc()
@@ -132,10 +140,9 @@ class Learner:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
         await asyncio.get_running_loop().run_in_executor(self._pool, self.replicas.compare, trainer)
         self._record.save(trainer)
-        goal = f"the learner has reached its goal: {outcome}"
         if outcome is not None:
             for shard in self._shards:
-                finish = shard.request(Finish(goal))
+                finish = shard.request(Finish(_goal(outcome)))
                 finished: Finished | None = await self._or_stop(finish, self._config.net.deadline_s)
                 if finished is None:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
@@ -144,9 +151,16 @@ class Learner:
             self._record.save(trainer)
         self._record.finish(outcome or "stopped", trainer.updates)
         if outcome is not None:
-            self._weights.server.finish(goal)
-            await self._weights.server.drained(self._config.net.linger_s)
+            await self._dismiss(outcome)
         self._pool.shutdown()
+
+    async def _dismiss(self, outcome: str) -> None:
+        self._weights.server.finish(_goal(outcome))
+        await self._weights.server.drained(self._config.net.linger_s)
+
+
+def _goal(outcome: str) -> str:
+    return f"the learner has reached its goal: {outcome}"
 
 
 async def run(context: Context) -> None:

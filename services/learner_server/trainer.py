@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.config import Config, TableConfig
-from common.errors import ConfigError, ProtocolError
+from common.errors import ConfigError, HeadraceError, ProtocolError
 from common.messages import Weights
 from common.rl import ranks
 from common.rl.actor import pack_weights, weights_layout
@@ -84,6 +84,7 @@ class Trainer:
         check_hindsight(learner.table, table.her.k, options)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
+        self._specs = env.to_wire(), self.policy.spec.to_wire()
         self.layout = json.dumps([config.network, weights_layout(self.policy)])
         self.ordinal = ordinal
         self.updates = 0
@@ -96,8 +97,7 @@ class Trainer:
         """Gives the message that carries all weights, after `steps` and at `progress` (0..1) of the job."""
         acting = self.algorithm.acting(steps, progress)
         arrays = {"weights": pack_weights(self.policy)}
-        env, policy = self.env.to_wire(), self.policy.spec.to_wire()
-        return Weights(self.version, env, policy, self.layout, acting, arrays)
+        return Weights(self.version, *self._specs, self.layout, acting, arrays)
 
     def update(self, arrays: Arrays, progress: float) -> Update:
         """Trains on a staged batch; raises NonFiniteUpdate, nothing changed, or ProtocolError on a batch too old."""
@@ -108,7 +108,7 @@ class Trainer:
         return drawn, [(self._tensors(batch), _not_finite(batch)) for batch in in_turn(drawn, batches)]
 
     def update_in_turn(self, staged: Staged, progress: float) -> Update:
-        """Trains on one batch after another, past those that are not finite; raises what `update` does if all are so.
+        """Trains on one batch after another, past those that are not finite.
 
         An item that is not finite gets a priority of 0: it would spoil the next batch too.
         """
@@ -129,7 +129,7 @@ class Trainer:
             if made[-1].priorities is not None:
                 own[:] = made[-1].priorities
         if not made:
-            raise skipped[0]
+            return Update({}, 0, float(lag.mean()), int(lag.max()), priorities, 0, tuple(skipped))
         given = None if made[-1].priorities is None else priorities
         steps = sum(update.steps for update in made)
         return made[-1]._replace(steps=steps, priorities=given, made=len(made), skipped=tuple(skipped))
@@ -164,7 +164,12 @@ class Trainer:
         if self.algorithm.batches != "unrolls" or versions is None:
             return np.zeros(1, np.int64)
         online = versions[:, arrays["online"]] if "online" in arrays else versions
-        oldest = int(online.min())
+        oldest, newest = int(online.min()), int(online.max())
+        if newest > self.version:
+            raise HeadraceError(
+                f"a batch acted with {show_version(newest)} came to {show_version(self.version)}: another run's",
+                "restart the inference- and replay-servers too, or start the learner with that run's --run-dir",
+            )
         if oldest < self.version - self._max_lag:
             raise ProtocolError(
                 f"a batch acted with {show_version(oldest)} came to {show_version(self.version)}, "

@@ -32,7 +32,8 @@ class WeightsServer:
             case Hello():
                 ticket.welcome()
             case GetWeights(have=have):
-                if self._weights is not None and self._weights.version > have:
+                # What is newer than the newest is of another run, which this learner's takes the place of.
+                if self._weights is not None and self._weights.version != have:
                     ticket.reply(self._weights)
                     return
                 ticket.reason = "the learner has no newer weights"

@@ -17,7 +17,8 @@ from jobs import Service, short_dir, until, write_config
 from common.config import load, validate
 from common.errors import ConfigError, Finished, HeadraceError, PeerLost, RemoteError
 from common.messages import PROTOCOL, Hello
-from common.service import Context, Health, make_context, serve_http, supervise, until_stopped
+from common.service import Context, Health, connect, first_welcome, make_context, serve_http, supervise, until_stopped
+from common.transport.server import Server
 
 
 @pytest.fixture
@@ -216,3 +217,15 @@ def test_a_process_with_a_wrong_setting_ends_with_exit_code_2_and_names_it() -> 
     assert ended.returncode == 2
     assert "unknown key replay.max_policy_lagg=1 (did you mean replay.max_policy_lag?)" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_the_first_of_several_servers_to_answer_is_enough(context: Context) -> None:
+    with short_dir() as sockets:
+        there = Server(f"ipc://{sockets}/1", lambda t: t.welcome(), net=context.config.net, metrics=context.metrics)
+        clients = [connect(context, f"ipc://{sockets}/{i}", "replay", max_in_flight=1) for i in range(2)]
+        try:
+            welcome = await asyncio.wait_for(first_welcome(clients), 30)
+            assert welcome.life == there.life
+        finally:
+            for opened in (*clients, there):
+                opened.close()

@@ -690,3 +690,99 @@ async def test_a_server_survives_100_000_random_multiparts(bench: Bench, ipc: st
     assert bench.count(server, "errors_total", code="protocol") > 30_000
     assert len(desk.handled) > 1_000
     assert bench.count(server, "requests_parked") == 0
+
+
+@contextlib.asynccontextmanager
+async def narrow(to: int, rate: int) -> AsyncIterator[int]:
+    """Gives a port from which `rate` bytes a second reach port `to`; answers are not held back."""
+    relays: set[asyncio.Task[Any]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, per_s: float) -> None:
+        try:
+            while data := await reader.read(rate // 50):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(len(data) / per_s)
+        finally:
+            writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.add(asyncio.current_task())  # type: ignore[arg-type]
+        back, forth = await asyncio.open_connection("127.0.0.1", to)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(pass_on(reader, forth, rate), pass_on(back, writer, 1e12))
+
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    listening.bind(("127.0.0.1", 0))
+    async with await asyncio.start_server(relay, sock=listening):
+        yield listening.getsockname()[1]
+    await asyncio.wait(relays)
+
+
+async def test_a_message_that_takes_longer_than_the_deadline_gets_through_once_redials_are_rare(bench: Bench) -> None:
+    desk, port = Desk(), free_port()
+    bench.server(f"tcp://127.0.0.1:{port}", desk)
+    # At most six deadlines long on an idle machine: redials after 0.5, 1, 2 and 4 s leave it time enough.
+    async with narrow(port, rate=2_000_000) as narrow_port:
+        client = bench.client(f"tcp://127.0.0.1:{narrow_port}")
+        await client.welcome()
+        large = Act(0, 1, 0, 0, {"x": np.zeros(5_000_000, np.uint8)})
+        assert await asyncio.wait_for(client.request(large), 60.0) == Ok()
+        assert len(desk.handled) == 1
+        # And the next of its kind is not sent again before it can have been answered.
+        repeated = bench.count(client, "resent_requests_total")
+        client.close()
+    assert repeated > 0
+    assert client._resend_s == NET.deadline_s
+
+
+async def test_a_peer_that_greets_but_never_answers_is_given_up(bench: Bench, ipc: str) -> None:
+    router = zmq.Context.instance().socket(zmq.ROUTER)
+    router.linger = 0
+    router.bind(ipc)
+
+    async def greet() -> None:
+        while True:
+            await until(lambda: router.poll(0), "a message")
+            identity, *frames = router.recv_multipart()
+            if isinstance(decode(frames)[0], Hello):
+                router.send_multipart([identity, *encode(Welcome(PROTOCOL, 22), Envelope(0, 22, 7, 0))])
+
+    greeting = asyncio.create_task(greet())
+    try:
+        client = bench.client(ipc, net=NET.model_copy(update={"deadline_s": 0.1, "give_up_s": 0.5}))
+        await client.welcome()
+        request = asyncio.create_task(client.request(ask()))
+
+        async def reconnect() -> None:
+            while not request.done():
+                client._connected(False)
+                client._connected(True)
+                await asyncio.sleep(0.05)
+
+        with pytest.raises(PeerLost, match="has been silent for"):
+            await asyncio.wait_for(asyncio.gather(request, reconnect()), 20.0)
+    finally:
+        greeting.cancel()
+        router.close()
+
+
+async def test_waits_go_on_after_a_reason_that_is_too_long_for_the_wire(bench: Bench, ipc: str) -> None:
+    desk, heard = Desk(), list[str | None]()
+    desk.park = True
+    bench.server(ipc, desk)
+    client = bench.client(ipc, waiting=heard.append)
+    request = asyncio.create_task(client.request(ask()))
+    await until(lambda: desk.parked, "a request parked")
+    desk.parked[0].reason = "x" * 100_000
+    await until(lambda: "xxx" in str(heard[-1]), "a Wait that was cut")
+    desk.parked[0].reason = "nearly done"
+    await until(lambda: "nearly done" in str(heard[-1]), "the next Wait")
+    desk.parked[0].reply(Ok())
+    assert await request == Ok()
+
+
+async def test_a_hello_that_cannot_be_sent_fails_at_once(bench: Bench, ipc: str) -> None:
+    with pytest.raises(ProtocolError, match="Hello is beyond a limit"):
+        bench.client(ipc, hello=Hello(PROTOCOL, "env", "env-0", 7, {"nvec": [2] * 5000}))

@@ -49,6 +49,56 @@ async def test_the_time_limit_holds_while_no_batch_comes(tmp_path: Path) -> None
     assert result["outcome"] == "seconds"
 
 
+async def test_a_learner_that_comes_back_after_the_end_when_its_replay_server_has_gone_ends_the_others(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    with short_dir() as sockets:
+        tree = BASE | net(sockets, deadline_s=1.0, linger_s=60.0) | {"stop": {"steps": 1_000}}
+        config = write_config(tmp_path / "config.yaml", tree)
+        with by_hand(config, run) as services:
+            assert await services["learner"].ended() == 0
+        (run / "result.json").unlink()
+        again, inference = Service("learner", config, run), Service("inference", config, run)
+        try:
+            assert await inference.ended(90) == 0, inference.text()
+            assert "the learner has reached its goal: steps" in inference.text()
+            assert await again.ended(30) == 0, again.text()
+        finally:
+            again.kill()
+            inference.kill()
+    assert json.loads((run / "result.json").read_text())["outcome"] == "steps"
+
+
+async def test_a_checkpoint_that_cannot_be_written_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    tree = BASE | {"learner": {"checkpoint": {"interval_s": 0.2}}, "stop": {"steps": 1_000_000_000}}
+    with Job(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as job:
+        await until(lambda: (checkpoints / "latest").exists(), "a checkpoint", 120.0)
+        # In the place of a full disk: nothing can be written below a file.
+        await until(lambda: _swapped(checkpoints), "checkpoints out of the way")
+        log = tmp_path / "run" / "logs" / "learner.log"
+        await until(lambda: "no checkpoint after update" in log.read_text(), "the failure, said")
+        assert "make room there" in log.read_text()
+        before = job.updates()
+        await until(lambda: job.updates() > before, "more updates")
+        checkpoints.unlink()
+        checkpoints.with_name("aside").rename(checkpoints)
+        job.interrupt()
+        assert await job.ended() == 0, job.text()
+    assert "(pid " not in job.text(), "a service was lost"
+
+
+def _swapped(checkpoints: Path) -> bool:
+    """Puts a file where the checkpoints were, unless one is being written just now."""
+    try:
+        checkpoints.rename(checkpoints.with_name("aside"))
+        checkpoints.touch(exist_ok=False)
+    except OSError:
+        return False
+    return True
+
+
 async def test_a_learner_that_comes_back_to_a_finished_job_says_so_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with short_dir() as sockets:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Job, until, write_config
+from jobs import Job, by_hand, short_dir, until, write_config
 
 BASE: dict[str, Any] = {
     "env": {"id": "faulty:make", "groups": 2, "envs": 4, "step_deadline_s": 2.0},
@@ -68,3 +68,18 @@ async def test_a_hang_in_one_of_two_env_servers_leaves_the_other_alone(tmp_path:
         job.interrupt()
         assert await job.ended() == 0, job.text()
     assert job.text().count("(pid ") == 1, "another service was lost too"
+
+
+async def test_a_service_told_to_stop_does_not_wait_for_ever_for_a_step_that_hangs(tmp_path: Path) -> None:
+    marker = tmp_path / "went-wrong"
+    # So slow that it steps on a thread: the loop is free, and hears of the stop.
+    kwargs = {"fault": "sleeps", "marker": str(marker), "at": 20, "step_s": 0.01}
+    with short_dir() as sockets:
+        act, experience = [f"ipc://{sockets}/act"], [f"ipc://{sockets}/experience"]
+        net = {"act": act, "experience": experience, "weights": f"ipc://{sockets}/weights"}
+        tree = {**BASE, "env": {**BASE["env"], "groups": 1, "kwargs": kwargs}, "net": net}
+        with by_hand(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as services:
+            await until(marker.exists, "the fault")
+            services["env"].process.terminate()
+            assert await services["env"].ended() == 70
+            assert "env-0: stopped" in services["env"].text()

@@ -10,6 +10,7 @@ import pytest
 from acting import served
 from jobs import until
 
+from common.errors import RemoteError
 from common.messages import Act, Weights
 from common.types import ActionSpec, ArraySpec, EnvSpec, make_version
 from services.inference_server.held_back import HeldBack
@@ -50,6 +51,13 @@ def test_another_life_of_the_learner_is_acted_with_at_once() -> None:
     assert taken == [make_version(2, updates) for updates in (30, 30, 30, 32)]
 
 
+def test_weights_of_another_run_take_the_place_of_newer_ones() -> None:
+    held_back = HeldBack(3)
+    for updates in range(40):
+        held_back.take(weights(updates))
+    assert held_back.take(weights(2)).version == held_back.newest == make_version(1, 2)
+
+
 def test_what_is_kept_is_bounded() -> None:
     held_back = HeldBack(3)
     for updates in range(40):
@@ -70,3 +78,28 @@ async def test_a_real_server_answers_with_versions_that_are_as_old_as_asked(behi
             reply = await asyncio.wait_for(peers.env.request(Act(0, 2, step, 0, ACT)), 10)
             versions.append(reply.version)
     assert versions == [make_version(1, updates) for updates in expected]
+
+
+async def test_an_inference_server_takes_the_weights_of_a_learner_of_another_run() -> None:
+    tree = {"network": {"name": "mlp", "hidden": [8]}}
+    async with served(tree, SPEC) as there:
+        for version in (make_version(1, 500), make_version(1, 0)):
+            there.learner.publish(replace(there.first, version=version))
+
+            async def acts_with(version: int) -> bool:
+                return bool((await there.env.request(Act(0, 2, 0, 0, ACT))).version == version)
+
+            while not await acts_with(version):
+                await asyncio.sleep(0.01)
+
+
+async def test_an_act_that_fails_costs_its_asker_an_error_and_no_one_else_anything() -> None:
+    tree = {"network": {"name": "mlp", "hidden": [8], "last_action": True}}
+    state = {"state.last_action": np.full(2, 99)}
+    async with served(tree, SPEC) as there:
+        there.learner.publish(there.first)
+        known = dict.fromkeys(("state.last_action",), np.zeros(2, np.int64))
+        with pytest.raises(RemoteError, match="see the log of the inference-server") as caught:
+            await there.env.request(Act(0, 2, 0, 0, ACT | state))
+        assert caught.value.code == "act"
+        assert (await there.env.request(Act(0, 2, 1, 0, ACT | known))).version == there.first.version

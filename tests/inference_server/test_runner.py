@@ -113,6 +113,12 @@ def test_noise_follows_the_environment_and_the_step_and_nothing_else() -> None:
     assert other.act([Act(0, 50, 0, 0, arrays)])[0].arrays["action"].tolist() != actions(0, 0)
 
 
+def test_weights_of_a_network_of_the_same_size_but_another_kind_are_refused() -> None:
+    made = runner()
+    with pytest.raises(RemoteError, match=r"the learner's network is .*tanh.*this inference-server's is"):
+        made.load(weights({**MLP, "activation": "tanh"}))
+
+
 def test_new_weights_take_the_place_of_the_old_ones() -> None:
     made = runner()
     request = act(made, 0, 4)

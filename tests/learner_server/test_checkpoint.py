@@ -40,6 +40,7 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
         checkpoints.save({"bad": object()}, updates=2, best=False)
     assert (tmp_path / "checkpoints" / ".000000002.partial").exists()
     again = Checkpoints(tmp_path, keep=2)
+    assert not (tmp_path / "checkpoints" / ".000000002.partial").exists()
     latest = again.load_latest()
     assert latest is not None
     assert latest["trainer"]["steps"] == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config import validate
-from common.errors import ConfigError, ProtocolError
+from common.errors import ConfigError, HeadraceError, ProtocolError
 from common.rl.actor import Actor
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, PolicySpec, make_version
@@ -104,6 +104,16 @@ def test_a_step_older_than_the_lag_allows_is_never_trained_on() -> None:
     late["versions"][3, 2] = make_version(0, 10**6)
     with pytest.raises(ProtocolError, match=r"life 0, update 1000000 came to life 1, update 0, .*max_policy_lag=0"):
         learner.update(late, progress=0.0)
+    assert packed(learner) == before
+
+
+def test_a_step_of_another_run_is_never_trained_on() -> None:
+    learner = trainer()
+    before = packed(learner)
+    foreign = batch(0, learner.version)
+    foreign["versions"][3, 2] = learner.version + 500
+    with pytest.raises(HeadraceError, match=r"life 1, update 500 came to life 1, update 0: another run's.*--run-dir"):
+        learner.update(foreign, progress=0.0)
     assert packed(learner) == before
 
 
@@ -212,13 +222,15 @@ def test_an_item_that_is_not_finite_costs_its_own_batch_and_is_not_wanted_again(
     np.testing.assert_array_equal(update.priorities[1::2], [np.nan, 0.0, np.nan])
 
 
-def test_a_draw_without_a_finite_batch_changes_nothing() -> None:
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_draw_without_a_finite_batch_changes_nothing_but_the_priorities_of_what_spoilt_it(batches: int) -> None:
     made, drawn = trainer(**PRIORITIZED), transitions(6)
     before = packed(made)
     drawn["reward"][[2, 3]] = np.nan
-    with pytest.raises(NonFiniteUpdate, match="reward is not finite"):
-        made.update_in_turn(made.stage(drawn, 2), 0.5)
-    assert (packed(made), made.updates) == (before, 0)
+    update = made.update_in_turn(made.stage(drawn, batches), 0.5)
+    assert (packed(made), made.updates, update.made, update.steps) == (before, 0, 0, 0)
+    assert len(update.skipped) == batches
+    np.testing.assert_array_equal(update.priorities, [np.nan, np.nan, 0.0, 0.0, np.nan, np.nan])
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:
