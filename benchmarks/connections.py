@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import zmq
 
 from common.config import Config, load
@@ -37,7 +38,6 @@ from services.learner_server.weights import WeightsServer
 
 COUNTS = (1, 16, 128, 512)
 ENVS, UNROLL = 8, 32
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,8 @@ async def _measure(
 
 def _cpu_s(pid: int) -> float:
     """Gives the processor seconds that a process has used, the kernel's part of its sockets included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    spent = psutil.Process(pid).cpu_times()
+    return float(spent.user + spent.system)
 
 
 def run(load_: Load, seconds: float) -> Measured:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from benchmarks.page import stamped, write_sections
 from common.config import TableConfig
@@ -238,8 +238,7 @@ def distances(counts: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 def resident() -> int:
     """Bytes of memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 def markdown(found: Result) -> str:

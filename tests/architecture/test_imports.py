@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,23 @@ def test_common_imports_nothing_by_itself() -> None:
 def test_the_import_contracts_hold() -> None:
     run = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+def test_what_the_packages_import_is_installed_without_the_development_tools() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(extras[name] for name in extras if name not in ("dev", "deploy"))]
+    wanted = {re.split(r"[^\w-]", line)[0].lower() for group in groups for line in group}
+    brought_by = packages_distributions()
+    modules = set()
+    for path in [*(ROOT / "common").rglob("*.py"), *(ROOT / "services").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module.partition(".")[0])
+    foreign = modules - sys.stdlib_module_names - {"common", "services"}
+    assert {name for name in foreign if not wanted & {d.lower().replace("_", "-") for d in brought_by[name]}} == set()
 
 
 def test_what_is_to_be_read_in_an_afternoon_has_at_most_4000_lines() -> None:

@@ -1,4 +1,5 @@
 """`headrace bench`: how fast steps are collected and trained on, beside the machine's limit, as tables and JSON.
 
-Needs nothing but Headrace's own dependencies. What compares with other libraries is `benchmarks/`, which imports this.
+Needs what `headrace train` needs, and py-spy for --profile. What compares with other libraries is `benchmarks/`, which
+imports this.
 """
