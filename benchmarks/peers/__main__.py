@@ -3,7 +3,7 @@
     python -m benchmarks.peers install [NAME ...]
     python -m benchmarks.peers run NAME WHAT [--seconds 5]
 
-They lie under --home, $HEADRACE_PEERS or ~/.cache/headrace/peers.
+They lie under --home, ~/.cache/headrace/peers if none is given.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _pip(python: Path, *arguments: str, environ: Mapping[str, str] | None = None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, default=Path(os.environ.get("HEADRACE_PEERS", HOME)))
+    parser.add_argument("--home", type=Path, default=HOME)
     commands = parser.add_subparsers(dest="command", required=True)
     names = [peer.name for peer in PEERS]
     to_install = commands.add_parser("install")

@@ -27,9 +27,7 @@ Tuned = Annotated[
 Seconds = Annotated[float, typer.Option(min=0.2, help="seconds of each measurement")]
 Repeat = Annotated[int, typer.Option(min=1, help="repetitions; the subjects take turns")]
 Json = Annotated[Path | None, typer.Option("--json", help="write every repetition to this file", metavar="FILE")]
-Home = Annotated[
-    Path, typer.Option("--peers", help="where the peers' virtual environments are", envvar="HEADRACE_PEERS")
-]
+Home = Annotated[Path, typer.Option("--peers", help="where the peers' virtual environments are")]
 
 Profile = Annotated[bool, typer.Option("--profile", help="also say where the time goes (needs py-spy)")]
 
