@@ -16,6 +16,7 @@ from rich.table import Table
 from common.config import EnvConfig, load
 from common.types import ActionSpec, ArraySpec
 from services.control.presets import kind_of
+from services.control.stepping import random_actions, step_rows
 from services.control.words import count
 from services.env_server.backends import Backend, make_backend
 
@@ -80,28 +81,15 @@ def measure(backend: Backend) -> float:
     """Gives the steps per second of `backend` under random actions, over about a second."""
     n = backend.num_envs
     rng = np.random.default_rng(0)
-    observation = {a.name: np.zeros((n, *a.shape), a.dtype) for a in backend.spec.observations}
-    reward = np.zeros(n, np.float32)
-    terminated, truncated, valid = (np.zeros(n, np.bool_) for _ in range(3))
-    actions = [_random_actions(backend.spec.action, n, rng) for _ in range(64)]
-    backend.reset(0, observation)
+    rows = step_rows(backend.spec, n)
+    actions = [random_actions(backend.spec.action, n, rng) for _ in range(64)]
+    backend.reset(0, rows.observation)
     began, steps, turns = time.perf_counter(), 0, 0
     while turns % CHECK_EVERY or time.perf_counter() - began < MEASURE_S:
-        backend.step(actions[turns % len(actions)], observation, reward, terminated, truncated, valid)
-        steps += int(valid.sum())
+        backend.step(actions[turns % len(actions)], *rows)
+        steps += int(rows.valid.sum())
         turns += 1
     return steps / (time.perf_counter() - began)
-
-
-def _random_actions(action: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
-    if action.parts:
-        return np.concatenate(
-            [_random_actions(part, n, rng).reshape(n, -1) for part in action.parts], axis=1, dtype=action.dtype
-        )
-    if action.kind == "box":
-        low, high = (np.nan_to_num(np.array(bound), posinf=1.0, neginf=-1.0) for bound in (action.low, action.high))
-        return rng.uniform(low, high, (n, action.size)).astype(action.dtype).reshape(n, *action.shape)
-    return rng.integers(0, np.array(action.n), (n, len(action.n))).astype(action.dtype).reshape(n, *action.shape)
 
 
 def _show_array(array: ArraySpec) -> str:

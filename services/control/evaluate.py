@@ -18,7 +18,8 @@ from common.config import Config, load
 from common.errors import ConfigError
 from common.rl.actor import Actor, Seen
 from common.rl.registry import make_actor
-from common.types import Arrays, EnvSpec
+from common.types import EnvSpec
+from services.control.stepping import step_rows
 from services.env_server.backends import Backend, make_backend
 from services.learner_server.checkpoint import find, load_state
 
@@ -54,31 +55,38 @@ class Player:
         self._policy = policy
         self._backend = backend
         n = backend.num_envs
-        self._observation: Arrays = {s.name: np.zeros((n, *s.shape), s.dtype) for s in backend.spec.observations}
+        self._rows = step_rows(backend.spec, n)
         self._state = {s.name: torch.from_numpy(np.zeros((n, *s.shape), s.dtype)) for s in policy.spec.state}
         self._first = np.ones(n, np.bool_)
-        self.reward = np.zeros(n, np.float32)
-        self._terminated, self._truncated, self.valid = (np.zeros(n, np.bool_) for _ in range(3))
         # A mode needs no noise, but the policy takes it all the same.
         self._noise = torch.full((n, policy.noise_size), 0.5)
         self._env = torch.arange(n)
-        backend.reset(seed, self._observation)
+        backend.reset(seed, self._rows.observation)
+
+    @property
+    def reward(self) -> np.ndarray:
+        """The last step's rewards, [B] float32."""
+        return self._rows.reward
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Where the last step was a decision and not only a reset, [B] bool."""
+        return self._rows.valid
 
     @property
     def ended(self) -> np.ndarray:
         """Which environments' episodes ended in the last step, [B] bool."""
-        return self._terminated | self._truncated
+        ended: np.ndarray = self._rows.terminated | self._rows.truncated
+        return ended
 
     def step(self) -> None:
         with torch.inference_mode():
-            observation = {name: torch.from_numpy(array) for name, array in self._observation.items()}
+            observation = {name: torch.from_numpy(array) for name, array in self._rows.observation.items()}
             first, reward = torch.from_numpy(self._first), torch.from_numpy(self.reward)
             seen = Seen(observation, first, reward, self._state, self._noise, self._env)
             acted = self._policy.act(seen, greedy=True)
         self._state = acted.state
-        finals = self._backend.step(
-            acted.action.numpy(), self._observation, self.reward, self._terminated, self._truncated, self.valid
-        )
+        finals = self._backend.step(acted.action.numpy(), *self._rows)
         self._first = ~self.valid
         self._first[finals.indices] = True
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import faulty
 import gymnasium
 import numpy as np
 import psutil
 import pytest
+from gymnasium import spaces
 
 from common.config import CONFIGS, Config, load, validate
 from common.errors import ConfigError, HeadraceError
@@ -24,8 +26,25 @@ from services.control.bench.numpy_cartpole import NumpyCartPole
 from services.control.bench.pipeline import Measured, collecting, open_pipeline
 from services.control.bench.profile import recorded, shares, table
 from services.control.bench.report import Report, Row, show_ratio
-from services.control.bench.subjects import plain_env, rate, step_and_infer, step_infer_learn
+from services.control.bench.subjects import plain_env, rate, step_alone, step_and_infer, step_infer_learn
 from services.control.bench.train import bench_train, measured
+
+
+class Desk(gymnasium.Env[np.ndarray, dict[str, Any]]):
+    """Takes no action but those of its Dict."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space: gymnasium.Space[Any] = spaces.Dict(
+        {"keys": spaces.MultiBinary(2), "move": spaces.Box(2.0, 3.0, (2,), np.float32), "door": spaces.Discrete(4)}
+    )
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
 
 NULL = (
     "env.id=headrace/Null-v0",
@@ -183,6 +202,12 @@ def test_the_limit_is_of_the_tuned_jobs_network_and_environment(
     other = load(None, ["env.id=Acrobot-v1"])
     with pytest.raises(ConfigError, match="the tuned job is for CartPole-v1"):
         collect.bench_collect((default, tuned, other), 0.1, 1, tmp_path, lambda text: None)
+
+
+def test_the_simulator_alone_is_stepped_with_actions_of_several_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Desk-v0", gymnasium.envs.registration.EnvSpec("Desk-v0", Desk))
+    turn = step_alone(load(None, ["env.id=Desk-v0", "env.envs=3"], {}))
+    assert [turn() for _ in range(4)] == [3] * 4
 
 
 @pytest.mark.parametrize("subject", [step_and_infer, step_infer_learn])

@@ -31,7 +31,8 @@ from common.rl.registry import make_actor
 from common.types import Arrays
 from services.control.bench.numpy_cartpole import NumpyCartPole
 from services.control.engines.local import THREAD_VARIABLES
-from services.env_server.backends import Backend, make_backend
+from services.control.stepping import random_actions, step_rows
+from services.env_server.backends import make_backend
 from services.env_server.rollout import Rollout
 from services.learner_server.staging import stage
 from services.learner_server.trainer import Trainer
@@ -109,13 +110,13 @@ def step_and_infer(config: Config) -> Turn:
     """The limit: env.envs environments, one forward pass and one sampled action each, and no unroll."""
     backend = make_backend(config.env, config.env.envs)
     act = _acting(make_actor(config.algorithm, config.network, backend.spec, config.run.seed), config.env.envs)
-    rows = _rows(backend)
-    backend.reset(config.run.seed, rows[0])
+    rows = step_rows(backend.spec, config.env.envs)
+    backend.reset(config.run.seed, rows.observation)
 
     def turn() -> int:
-        action, _ = act(rows[0])
+        action, _ = act(rows.observation)
         backend.step(action, *rows)
-        return int(np.count_nonzero(rows[-1]))
+        return int(np.count_nonzero(rows.valid))
 
     return turn
 
@@ -123,19 +124,14 @@ def step_and_infer(config: Config) -> Turn:
 def step_alone(config: Config) -> Turn:
     """The simulator alone: env.envs environments with random actions, by the same backend; no policy."""
     backend = make_backend(config.env, config.env.envs)
-    rng, action, rows = np.random.default_rng(0), backend.spec.action, _rows(backend)
-    shape = (ACTIONS, config.env.envs, *action.shape)
-    if action.kind == "box":
-        low, high = (np.nan_to_num(np.array(b), posinf=1.0, neginf=-1.0) for b in (action.low, action.high))
-        chosen = rng.uniform(low, high, (*shape[:2], action.size)).astype(action.dtype).reshape(shape)
-    else:
-        chosen = rng.integers(0, np.array(action.n), (*shape[:2], len(action.n))).astype(action.dtype).reshape(shape)
-    backend.reset(config.run.seed, rows[0])
+    rng, rows = np.random.default_rng(0), step_rows(backend.spec, backend.num_envs)
+    chosen = [random_actions(backend.spec.action, backend.num_envs, rng) for _ in range(ACTIONS)]
+    backend.reset(config.run.seed, rows.observation)
     turns = itertools.cycle(chosen)
 
     def turn() -> int:
         backend.step(next(turns), *rows)
-        return int(np.count_nonzero(rows[-1]))
+        return int(np.count_nonzero(rows.valid))
 
     return turn
 
@@ -232,13 +228,6 @@ def async_vector_env(config: Config) -> Turn:
         return steps
 
     return turn
-
-
-def _rows(backend: Backend) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gives what a backend writes a step into."""
-    n = backend.num_envs
-    observation = {a.name: np.zeros((n, *a.shape), a.dtype) for a in backend.spec.observations}
-    return observation, np.zeros(n, np.float32), *(np.zeros(n, np.bool_) for _ in range(3))  # type: ignore[return-value]
 
 
 def _acting(actor: Actor, n: int) -> Callable[[Arrays], tuple[np.ndarray, Arrays]]:
