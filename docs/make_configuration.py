@@ -1,7 +1,6 @@
 """Writes docs/configuration.md from the models that validate a config: `python docs/make_configuration.py`.
 
-Owns the page's prose and, until a model says it itself, the meaning of a `network` or `algorithm` key. A key without a
-meaning is an error.
+Owns the page's prose and, until a model says it itself, the meaning of a key. A key without a meaning is an error.
 """
 
 from __future__ import annotations
@@ -9,18 +8,20 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from common.config import CheckpointConfig, Config, HerConfig, MixConfig, TableConfig
+from common.config import Config
 from common.rl.networks import BUILT_IN, NetworkConfig
 from common.rl.registry import ALGORITHMS
+from services.env_server.backends.atari import AtariOptions
+from services.env_server.backends.crafter import Options as CrafterOptions
+from services.env_server.backends.null import NullConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -73,11 +74,7 @@ SECTIONS = {
     "rollout": "How experience is cut into unrolls.",
     "inference": "The forward pass.",
     "replay": "The tables between env-servers and learner.",
-    "replay.tables.<name>": "One table. The name is yours; the default job has one, `experience`.",
-    "replay.tables.<name>.her": "Hindsight: what replaces the goals of transitions (Andrychowicz et al., 2017).",
     "learner": "The update and what surrounds it.",
-    "learner.replayed": "Stored unrolls that are mixed into each batch of new ones, as LASER wants them.",
-    "learner.checkpoint": "When checkpoints are written and how many are kept.",
     "stop": "When the job is done: at the first of these that holds.",
     "net": (
         "Addresses and patience. `headrace train` puts `ipc://` sockets in place of the default addresses; "
@@ -97,12 +94,36 @@ ALGORITHM = (
     "[Algorithms](algorithms.md) says what each computes."
 )
 
+KWARGS = (
+    "`env.kwargs` are what the environment's own constructor takes, of classic control and MuJoCo too. These are made "
+    "by Headrace, and take:"
+)
+# The native families whose `env.kwargs` are their own: the ids, the model, and what to say of it.
+NATIVE = (
+    (
+        "`ALE/<Game>-v5`",
+        AtariOptions,
+        "`env.vectorized=false` gives Gymnasium's plain environment, which takes its own arguments.",
+    ),
+    ("`CrafterReward-v1` and `CrafterNoReward-v1`", CrafterOptions, "As the package's constructor takes them."),
+    ("`headrace/Null-v0`", NullConfig, "An environment that simulates nothing, for measuring the pipeline."),
+)
+
 # Keys whose models say nothing of them.
 MEANINGS = {
-    "replay.tables": "the tables by name",
-    "replay.tables.<name>.her": "see below",
-    "learner.replayed": "see below",
-    "learner.checkpoint": "see below",
+    "replay.tables": "the tables by a name of yours; the default job has one, `experience`",
+    "replay.tables.<name>.her": "hindsight: what replaces the goals of transitions (Andrychowicz et al., 2017)",
+    "learner.replayed": "stored unrolls that are mixed into each batch of new ones, as LASER wants them",
+    "learner.checkpoint": "when checkpoints are written and how many are kept",
+    "network.encoders.<name>.name": "a built-in network, or `package.module:attr`",
+    "network.encoders.<name>.hidden": "widths of its MLP's layers",
+    "network.encoders.<name>.activation": "of its MLP's layers",
+    "env.kwargs.area": "cells of the world",
+    "env.kwargs.view": "cells that are seen, the rows of items among them; one number: a square",
+    "env.kwargs.size": "pixels of the observation, width and height; one number: a square",
+    "env.kwargs.reward": "achievements and health are rewarded; `CrafterNoReward-v1`: false",
+    "env.kwargs.length": "steps after which an episode is truncated; null or 0: never",
+    "env.kwargs.dtype": "of the observation, as numpy writes it",
 }
 
 
@@ -116,9 +137,20 @@ class Row(NamedTuple):
     meaning: str
 
 
-def rows(model: type[BaseModel], section: str) -> list[Row]:
-    """Gives the rows of one section; raises KeyError for a key of which neither model nor MEANINGS says anything."""
-    return [_row(f"{section}.{name}", info) for name, info in model.model_fields.items()]
+def rows(model: type[BaseModel], section: str, values: Any = None) -> Iterator[Row]:
+    """Gives the rows of one section, those of a model within it after its own; the defaults are those in `values`.
+
+    Raises KeyError for a key of which neither model nor MEANINGS says anything.
+    """
+    for name, info in model.model_fields.items():
+        key, default = f"{section}.{name}", info.get_default(call_default_factory=True)
+        if isinstance(values, model):
+            default = getattr(values, name)
+        meaning = info.description or MEANINGS[key]
+        yield Row(key, _type(info.annotation), _show(default), _bounds(info.metadata), meaning)
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from rows(kind, f"{key}.<name>" if get_origin(info.annotation) is dict else key, default)
 
 
 def page() -> str:
@@ -128,12 +160,12 @@ def page() -> str:
         if name not in ("network", "algorithm"):
             assert isinstance(info.annotation, type)
             parts.append(_section(name, info.annotation))
-        if name == "replay":
-            parts.append(_section("replay.tables.<name>", TableConfig))
-            parts.append(_section("replay.tables.<name>.her", HerConfig))
-        if name == "learner":
-            parts.append(_section("learner.replayed", MixConfig))
-            parts.append(_section("learner.checkpoint", CheckpointConfig))
+        if name == "env":
+            parts.append(f"{KWARGS}\n")
+            parts += [
+                f"### `env.kwargs` of {ids}\n\n{text}\n\n{_table(rows(model, 'env.kwargs'))}"
+                for ids, model, text in NATIVE
+            ]
     parts.append(_section("network", NetworkConfig))
     parts.append(f"## `algorithm`\n\n{ALGORITHM}\n")
     parts += [f"### `{name}`\n\n{line[0].upper()}{line[1:]}.\n\n{_table(model)}" for name, line, model in _algorithms()]
@@ -141,7 +173,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _algorithms() -> Iterator[tuple[str, str, list[Row]]]:
+def _algorithms() -> Iterator[tuple[str, str, Iterator[Row]]]:
     for name, (path, line) in ALGORITHMS.items():
         module, _, attribute = path.partition(":")
         yield name, line, rows(getattr(import_module(module), f"{attribute}Config"), "algorithm")
@@ -151,18 +183,12 @@ def _section(name: str, model: type[BaseModel]) -> str:
     return f"## `{name}`\n\n{SECTIONS[name]}\n\n{_table(rows(model, name))}"
 
 
-def _table(found: list[Row]) -> str:
+def _table(found: Iterable[Row]) -> str:
     lines = ["| key | type | default | bounds | meaning |", "|---|---|---|---|---|"]
     for row in found:
         cells = (f"`{row.key}`", row.type, f"`{row.default}`" if row.default else "", row.bounds, row.meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _row(key: str, info: FieldInfo) -> Row:
-    default = info.get_default(call_default_factory=True)
-    meaning = info.description or MEANINGS[key]
-    return Row(key, _type(info.annotation), _show(default), _bounds(info.metadata), meaning)
 
 
 def _show(value: Any) -> str:
