@@ -57,7 +57,7 @@ class EnvConfig(Section):
     servers: int = Field(1, ge=1, description="env-server processes started by `headrace train`")
     groups: int = Field(2, ge=1, description="groups per env-server: one steps while another waits for actions")
     envs: int = Field(8, ge=1, description="environments per group")
-    frame_skip: int = Field(1, ge=1, description="simulator ticks per step, for counting frames")
+    frame_skip: int = Field(1, ge=1, description="ticks per step, for simulators that do not say it themselves")
     vectorized: bool = Field(True, description="step all environments of a group natively where that can be done")
     info_mask: bool = Field(False, description="the action mask in the environment's info becomes an observation")
     step_deadline_s: float = Field(60.0, gt=0, description="a step that takes longer ends its env-server")
