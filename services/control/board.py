@@ -19,7 +19,6 @@ class ProcessState:
     pid: int = 0
     restarts: int = 0
     life: int = 0
-    said: str = ""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 from common.config import Config, NetConfig
 from common.errors import ConfigError
 
-ROLES = ("env", "inference", "replay", "learner")
 _DEFAULT_NET = NetConfig()
 _SHARED = "/tmp"
 _PRIVATE = "headrace-"

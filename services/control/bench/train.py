@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import CONFIGS, Config
@@ -35,16 +34,8 @@ LOG_S = 0.05
 COLUMNS = ("seconds", "trained_steps", "steps")
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Steps trained on per second after the warm-up, and steps collected meanwhile."""
-
-    trained_s: float
-    collected_s: float
-
-
-def train_rate(config: Config, seconds: float) -> Trained:
-    """Runs `headrace train` for `seconds` and their warm-up; start-up is not counted."""
+def train_rate(config: Config, seconds: float) -> float:
+    """Gives the steps per second that `headrace train` trains on, over `seconds` after their warm-up and start-up."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             command(config, seconds * (1 + WARM_SHARE), Path(folder)),
@@ -73,8 +64,8 @@ def command(config: Config, seconds: float, folder: Path) -> list[str]:
     return [sys.executable, "-m", "services.control.cli", *trained]
 
 
-def measured(progress: Path, warm_s: float) -> Trained:
-    """Gives the rates between the first row of `progress.csv` that is warm and its last.
+def measured(progress: Path, warm_s: float) -> float:
+    """Gives the steps trained on per second between the first row of `progress.csv` that is warm and its last.
 
     That is the first after `warm_s` seconds by which as much lies in the queues as in most rows: while they fill, a job
     collects more than it trains on.
@@ -89,8 +80,8 @@ def measured(progress: Path, warm_s: float) -> Trained:
         rows = [row for row in full if row["seconds"] >= warm_s]
     if len(rows) < 2 or rows[-1]["seconds"] <= rows[0]["seconds"]:
         raise HeadraceError("too few updates to measure", "measure for more --seconds")
-    passed, trained, collected = (rows[-1][key] - rows[0][key] for key in COLUMNS)
-    return Trained(trained / passed, collected / passed)
+    passed, trained = (rows[-1][key] - rows[0][key] for key in ("seconds", "trained_steps"))
+    return trained / passed
 
 
 def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
@@ -101,8 +92,8 @@ def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: 
     env_id = tuned.env.id
     beside = peers.beside([p for p in peers.installed(home) if env_id in p.trains], home, env_id, seconds, say)
     subjects = {
-        DEFAULT: lambda: train_rate(default, seconds).trained_s,
-        TUNED: lambda: train_rate(tuned, seconds).trained_s,
+        DEFAULT: lambda: train_rate(default, seconds),
+        TUNED: lambda: train_rate(tuned, seconds),
         **gymnasium_subjects(tuned, seconds),
         LIMIT: lambda: rate(step_infer_learn, tuned, seconds, cores),
         **beside.measures,

@@ -133,7 +133,7 @@ class LocalEngine:
         """Gives the delay before the process starts again, or None when it shall not."""
         state = self._board.processes[process.name]
         state.phase = "ended"
-        state.said = said = f"{process.name} (pid {state.pid}) {_exit(code)}"
+        said = f"{process.name} (pid {state.pid}) {_exit(code)}"
         if self._stopping.is_set():
             self._note_drain(process, code)
             return None
