@@ -1,6 +1,6 @@
 """What each part of the data path brings: CartPole is collected with all of it, and with one part taken out at a time.
 
-python -m benchmarks.ablation [--seconds 3] [--repeat 5] [--write]
+python -m benchmarks.ablation [--seconds 3] [--repeat 5]
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.page import repetitions, spread, stamped, write_sections
+from benchmarks.page import spread
 from common.config import Config
 from services.control.bench import pipeline
 from services.control.bench.jobs import collect_job
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 WITHOUT = str(Path(__file__).with_name("without.py"))
 # What is said of a part: the settings that take it out, or its name in without.py.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -54,13 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     arguments = parser.parse_args()
-    text = report(arguments.seconds, arguments.repeat)
-    print(text)
-    if arguments.write:
-        how = repetitions(arguments.repeat, arguments.seconds)
-        write_sections(PAGE, {"ablation": stamped(text, how)})
+    print(report(arguments.seconds, arguments.repeat))
 
 
 if __name__ == "__main__":

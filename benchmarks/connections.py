@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 import zmq
 
+from benchmarks.page import spread
 from common.config import Config, load
 from common.errors import HeadraceError
 from common.messages import Act, Insert, Sample
@@ -228,10 +229,10 @@ def report(found: dict[int, list[Measured]]) -> str:
         acts = [m.acts_s for m in runs]
         middle = statistics.median(acts)
         inserts = statistics.median(m.inserts_s for m in runs)
-        spread = f"{middle:,.0f} ({min(acts):,.0f} to {max(acts):,.0f})"
         busy = [statistics.median(kind) for kind in zip(*(m.cores for m in runs), strict=True)]
         said = " | ".join(f"{cores:.2f}" for cores in (*busy, sum(busy)))
-        lines.append(f"| {count} | {spread} | {middle * ENVS:,.0f} | {inserts:,.0f} | {middle / best:.0%} | {said} |")
+        rates = f"{spread(acts, ',.0f')} | {middle * ENVS:,.0f} | {inserts:,.0f} | {middle / best:.0%}"
+        lines.append(f"| {count} | {rates} | {said} |")
     return "\n".join(lines) + f"\n\nOn {os.cpu_count()} cores, the simulated env-servers' own process included."
 
 

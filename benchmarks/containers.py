@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.page import spread
+from services.control.readings import parse_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 JOB = ("env-server", "inference-server", "replay-server", "learner-server")
@@ -56,8 +57,7 @@ def _steps(url: str) -> float:
             text = answer.read().decode()
     except OSError:
         return 0.0
-    found = re.search(r"^headrace_learner_env_steps (\S+)$", text, re.MULTILINE)
-    return float(found.group(1)) if found else 0.0
+    return parse_metrics(text).get("headrace_learner_env_steps", 0.0)
 
 
 def _rate(url: Callable[[], str | None], seconds: float) -> float:

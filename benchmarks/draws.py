@@ -3,7 +3,7 @@
 Items of three steps go into a prioritized ring of which nothing is known here but its messages: what it should hold is
 kept beside it. Streams die at random; priorities come a few inserts after the draw they belong to, some too late.
 
-    python -m benchmarks.draws [--items 10000000] [--write]
+    python -m benchmarks.draws [--items 10000000]
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import psutil
 
-from benchmarks.page import stamped, write_sections
 from common.config import TableConfig
 from common.types import Arrays
 from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 T, ENVS, STREAMS, N_STEP, DISCOUNT, ALPHA = 20, 10, 8, 3, 0.5, 0.6
 BATCH = T * ENVS
 # Priorities take these values, so that draws can be counted by priority. New items enter at the largest so far.
@@ -262,12 +259,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--capacity", type=int, default=100_000)
-    parser.add_argument("--write", action="store_true", help="write the result into docs/benchmarks.md")
     arguments = parser.parse_args()
-    text = markdown(measure(arguments.items, arguments.capacity))
-    print(text)
-    if arguments.write:
-        write_sections(PAGE, {"draws": stamped(text, "one run")})
+    print(markdown(measure(arguments.items, arguments.capacity)))
 
 
 if __name__ == "__main__":

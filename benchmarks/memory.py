@@ -1,6 +1,6 @@
 """Whether memory stays flat: trains CartPole for 100 million steps and watches every process of the job.
 
-    python -m benchmarks.memory [--steps 100000000] [--write]
+    python -m benchmarks.memory [--steps 100000000]
 
 A process counts as flat when its resident memory over the last tenth of the job is within 2 % of that over the second:
 the first tenth fills buffers.
@@ -20,10 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.page import stamped, write_sections
-
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
 CONFIG = "configs/bench/cartpole-v1_ppo.yaml"
 EVERY_S = 0.5
 MB = 1e6
@@ -104,12 +101,8 @@ def report(steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000_000)
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     arguments = parser.parse_args()
-    text = report(arguments.steps)
-    print(text)
-    if arguments.write:
-        write_sections(PAGE, {"memory": stamped(text, "one run")})
+    print(report(arguments.steps))
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ def show(markdown: str, heads: Sequence[str]) -> None:
         console.print(notes, highlight=False)
 
 
-def spread(ratios: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = ".2f") -> str:
     """Gives the median, and in brackets the least and the greatest."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def fill(page: str, name: str, text: str) -> str:

@@ -31,6 +31,7 @@ from common.service import connect, make_context
 from common.transport.client import Client
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
 from services.control.bench.peers import HOME, Peer, python_of
+from services.control.bench.report import show_ratio
 from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
 
@@ -259,10 +260,9 @@ def report(rounds: list[dict[str, Rates]]) -> str:
             theirs = [found[subject].get(name, 0.0) for found in rounds]
             if subject == "core" or not all(theirs):
                 continue
-            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-            spread = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})"
+            ratios = show_ratio(tuple(a / b for a, b in zip(ours, theirs, strict=True)))
             mine, median = (f"{statistics.median(rates) / 1e6:.3g} M" for rates in (ours, theirs))
-            lines.append(f"| {name} | {mine} | {subject} | {median} | {spread} |")
+            lines.append(f"| {name} | {mine} | {subject} | {median} | {ratios} |")
     return "\n".join(lines)
 
 

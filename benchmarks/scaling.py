@@ -3,7 +3,7 @@
 Each role's processor time per message is fitted as a + b * bytes (+ c * environments in a forward pass) from short runs
 of `benchmarks.connections`. What the job reaches is the least of what its roles, its cores and its links can carry.
 
-    python -m benchmarks.scaling [--seconds 4] [--repeat 3] [--write]
+    python -m benchmarks.scaling [--seconds 4] [--repeat 3]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import connections
 from benchmarks.connections import UNROLL, Load, Measured
-from benchmarks.page import repetitions, stamped, write_sections
+from benchmarks.page import repetitions, stamped
 from services.control.words import count as short
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
@@ -202,13 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/scaling.md")
     arguments = parser.parse_args()
-    sections = report(arguments.seconds, arguments.repeat)
-    for text in sections.values():
+    for text in report(arguments.seconds, arguments.repeat).values():
         print(text, end="\n\n")
-    if arguments.write:
-        write_sections(PAGE, sections)
 
 
 if __name__ == "__main__":

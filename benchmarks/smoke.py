@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import wire
+from benchmarks.page import spread
 from services.control.bench.collect import pipeline_rate
 from services.control.bench.jobs import collect_job
 from services.control.bench.subjects import async_vector_env, rate, step_and_infer
@@ -72,8 +73,8 @@ def main() -> None:
         share = now / held[name]
         if share < GROSS:
             failed.append(name)
-        spread = f"{now:.2f} ({min(found[name]):.2f} to {max(found[name]):.2f})"
-        table.add_row(name, spread, f"{held[name]:.2f}", f"{share:.0%}", style="red" if share < GROSS else None)
+        cells = (name, spread(found[name]), f"{held[name]:.2f}", f"{share:.0%}")
+        table.add_row(*cells, style="red" if share < GROSS else None)
     Console().print(table)
     if failed:
         sys.exit(f"below {GROSS:.0%} of the committed ratio: {', '.join(failed)}")
