@@ -139,7 +139,7 @@ class LearnerConfig(Section):
     table: str = Field("experience", description="the table to train from")
     batch: int = Field(0, ge=0, description="items per batch: unrolls (0 at lag 0: one of each group), or transitions")
     per_request: int = Field(1, ge=1, description="batches that one request draws from a ring, trained on in turn")
-    prefetch: int = Field(1, ge=1, description="requests answered ahead at lag > 0")
+    prefetch: int = Field(1, ge=1, description="requests answered ahead; of a fifo table at lag 0 none are")
     replayed: MixConfig = MixConfig()
     publish_every: int = Field(1, ge=1, description="updates between versions of the weights that are published")
     device: str = Field("cpu", description="torch device of the update")
