@@ -5,6 +5,7 @@ Owns the layout of weights on the wire. Must not know a loss, an optimiser, or h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.errors import ProtocolError
+from common.errors import ConfigError, ProtocolError
 from common.rl.ops.normalize import ObservationNormalizer
 from common.types import PolicySpec
 
@@ -56,6 +57,16 @@ class Actor(nn.Module):
     def act(self, seen: Seen, greedy: bool = False) -> Acted:
         """Chooses the actions; call it under inference_mode. `greedy` takes the best ones and explores nothing."""
         raise NotImplementedError
+
+
+def load_policy(actor: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the parameters and buffers of a checkpoint; raises ConfigError for those of another network."""
+    try:
+        actor.load_state_dict(state)
+    except RuntimeError as error:
+        why = str(error).splitlines()[-1].strip()
+        text = f"the checkpoint is of another network than `network:` and `algorithm:` describe: {why:.300}"
+        raise ConfigError(text, "use the settings that the run was trained with") from None
 
 
 def weights_layout(actor: nn.Module) -> list[list[Any]]:

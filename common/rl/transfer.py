@@ -13,10 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.types import Arrays
 
 # Where an array may start in a packed buffer: what any dtype, and any load of the device's, is content with.
 _ALIGNMENT = 256
+
+
+def device_of(key: str, name: str) -> torch.device:
+    """Gives the device that setting `key` names; raises ConfigError where this machine, or this torch, has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # torch says so with an AssertionError, a RuntimeError or an error of its own, as it comes.
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"{key}={name!r}: {why:.200}", "set it to cpu, or install a torch that has it") from None
+    return device
 
 
 def tensor(array: np.ndarray) -> Tensor:

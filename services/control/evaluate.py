@@ -16,7 +16,7 @@ import torch
 
 from common.config import Config, load
 from common.errors import ConfigError
-from common.rl.actor import Actor, Seen
+from common.rl.actor import Actor, Seen, load_policy
 from common.rl.registry import make_actor
 from common.types import EnvSpec
 from services.control.stepping import step_rows
@@ -131,7 +131,7 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     state = load_state(path)
     spec = EnvSpec.from_wire(state["env"])
     policy = make_actor(config.algorithm, config.network, spec, config.run.seed)
-    policy.load_state_dict(state["trainer"]["policy"])
+    load_policy(policy, state["trainer"]["policy"])
     policy.eval()
     console = Console()
     backend = make_backend(config.env, min(episodes, MAX_ENVS), at_least=True)

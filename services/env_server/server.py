@@ -20,9 +20,9 @@ from common.service import Context, connect, first_welcome, until_stopped
 from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
 from services.env_server.backends import Backend, Finals, make_backend
+from services.env_server.backends.watchdog import Watchdog
 from services.env_server.inference import InferenceServers
 from services.env_server.rollout import Rollout
-from services.env_server.watchdog import Watchdog
 
 log = logging.getLogger("headrace.env")
 

@@ -18,7 +18,7 @@ from common.rl.fastest import settle_on
 from common.rl.noise import uniforms
 from common.rl.numpy_actor import NumpyActor, numpy_actor
 from common.rl.registry import make_actor
-from common.rl.transfer import joined_to_device, to_host
+from common.rl.transfer import device_of, joined_to_device, to_host
 from common.types import Arrays, EnvSpec, PolicySpec, prefixed, select
 
 log = logging.getLogger("headrace.inference")
@@ -39,7 +39,7 @@ class Runner:
         self._algorithm = algorithm
         self._network = network
         self._seed = seed
-        self._device = torch.device(device)
+        self._device = device_of("inference.device", device)
         self._measured = measured
         self._settled = not measured
         self._actor: Actor | None = None

@@ -90,7 +90,9 @@ class InferenceServer:
             if len(acts) > 1:
                 return [self._act([act])[0] for act in acts]
             log.exception("an Act failed")
-            return [Error("act", f"{type(error).__name__}: {error}"[:MAX_SAID], "see the log of the inference-server")]
+            return [
+                Error("internal", f"{type(error).__name__}: {error}"[:MAX_SAID], "see the log of the inference-server")
+            ]
 
     def close(self) -> None:
         self.server.close()

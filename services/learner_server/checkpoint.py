@@ -6,14 +6,16 @@ A checkpoint is a directory, `checkpoints/<updates>/`, with `model.safetensors` 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import ConfigError
@@ -76,6 +78,18 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
+def claim(run_dir: Path) -> TextIO:
+    """Makes a run's directory this process's for as long as the file given is open; raises ConfigError if it is not."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"another learner writes to {run_dir}", "stop it, or choose another run.name") from None
+    return lock
+
+
 def find(run_dir: Path, which: str = "latest") -> Path:
     """Gives the directory of a run's checkpoint: `latest`, `best`, or its number; ConfigError if there is none."""
     folder = run_dir / "checkpoints"
@@ -83,14 +97,18 @@ def find(run_dir: Path, which: str = "latest") -> Path:
     path = folder / pointer.read_text() if pointer.is_file() else pointer
     if not (path / "state.json").exists():
         names = sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-        raise ConfigError(f"{run_dir} has no checkpoint {which!r}", f"it has {', '.join(names) or 'none'}")
+        remedy = f"it has {', '.join(names)}" if names else "train on: one comes every learner.checkpoint.interval_s"
+        raise ConfigError(f"{run_dir} has no checkpoint {which!r}", remedy)
     return path
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Gives the nested state of a checkpoint directory."""
-    tree: dict[str, Any] = json.loads((path / "state.json").read_text())
-    tensors = load_file(path / "model.safetensors")
+    """Gives the nested state of a checkpoint directory; raises ConfigError where it cannot be read."""
+    try:
+        tree: dict[str, Any] = json.loads((path / "state.json").read_text())
+        tensors = load_file(path / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"the checkpoint {path} cannot be read: {error}", "restore it, or name another") from error
     return {name: _lower(value, tensors) for name, value in tree.items()}
 
 

@@ -84,6 +84,8 @@ class Record:
             text = f"no checkpoint after update {trainer.updates}: {error}"
             raise HeadraceError(text, "make room there; the run goes on from the one before") from error
         self.metrics.checkpoints.inc()
+        row = {name: f"{value:.4g}" for name, value in self._row(trainer.updates).items()}
+        log.info("checkpoint: %s", ", ".join(f"{name} {value}" for name, value in row.items()))
 
     def resume(self, trainer: Trainer) -> None:
         """Brings trainer and tally to where the newest checkpoint has them, if there is one; intervals begin now."""

@@ -17,6 +17,7 @@ from common.rl.algorithms.base import NonFiniteUpdate
 from common.service import Context, connect, first_welcome
 from common.transport.client import Client
 from common.types import Arrays, EnvSpec
+from services.learner_server.checkpoint import claim
 from services.learner_server.feed import Draw, Feed
 from services.learner_server.record import Record
 from services.learner_server.replicas.group import Replicas
@@ -167,7 +168,7 @@ async def run(context: Context) -> None:
     """Trains one job to its end, or until the service is told to stop."""
     config = context.config
     run_dir = context.run_dir or Path(config.run.dir) / (config.run.name or time.strftime("by-hand-%m%d-%H%M%S"))
-    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = claim(run_dir)
     if not (run_dir / "config.yaml").exists():
         (run_dir / "config.yaml").write_text(config.to_yaml())
     log.info("run directory %s", run_dir)
@@ -183,3 +184,4 @@ async def run(context: Context) -> None:
         weights.server.close()
         for shard in shards:
             shard.close()
+        lock.close()

@@ -12,13 +12,14 @@ from common.config import Config, TableConfig
 from common.errors import ConfigError, HeadraceError, ProtocolError
 from common.messages import Weights
 from common.rl import ranks
-from common.rl.actor import pack_weights, weights_layout
+from common.rl.actor import load_policy, pack_weights, weights_layout
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import Batch, to_batch
 from common.rl.goals import check_hindsight
 from common.rl.registry import named_algorithm
 from common.rl.replayed import Transitions, to_transitions
 from common.rl.stacks import stack
+from common.rl.transfer import device_of
 from common.types import Arrays, EnvSpec, make_version, show_version
 from services.learner_server.staging import in_turn
 
@@ -68,7 +69,7 @@ class Trainer:
     def __init__(self, config: Config, env: EnvSpec, ordinal: int) -> None:
         torch.set_num_threads(config.learner.threads)
         learner = config.learner
-        self._device = torch.device(learner.device)
+        self._device = device_of("learner.device", learner.device)
         self._max_lag = config.replay.max_policy_lag
         self.env = env
         named = {"name": learner.optimizer} | {name: getattr(learner, name) for name in _OPTIMIZER_SETTINGS}
@@ -187,6 +188,6 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
+        load_policy(self.policy, state["policy"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.updates = int(state["updates"])

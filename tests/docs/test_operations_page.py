@@ -11,7 +11,7 @@ from common import metrics
 from common.errors import ConfigError, Finished, HeadraceError, PeerLost
 from common.service import Health
 from services.control.engines.local import KILLED
-from services.env_server.watchdog import EXIT_CODE
+from services.env_server.backends.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -101,5 +101,5 @@ async def test_an_act_that_fails_costs_its_asker_an_error_and_no_one_else_anythi
         known = dict.fromkeys(("state.last_action",), np.zeros(2, np.int64))
         with pytest.raises(RemoteError, match="see the log of the inference-server") as caught:
             await there.env.request(Act(0, 2, 0, 0, ACT | state))
-        assert caught.value.code == "act"
+        assert caught.value.code == "internal"
         assert (await there.env.request(Act(0, 2, 1, 0, ACT | known))).version == there.first.version

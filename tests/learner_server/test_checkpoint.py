@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from services.learner_server.checkpoint import Checkpoints, find, load_state
+from services.learner_server.checkpoint import Checkpoints, claim, find, load_state
 
 
 def state(n: int) -> dict[str, object]:
@@ -75,3 +75,22 @@ def test_a_checkpoint_that_is_not_there_is_refused_naming_those_that_are(tmp_pat
     Checkpoints(tmp_path, keep=1).save(state(3), updates=3, best=False)
     with pytest.raises(ConfigError, match=r"no checkpoint '7' \(it has 000000003\)"):
         find(tmp_path, "7")
+
+
+@pytest.mark.parametrize("broken", ["state.json", "model.safetensors", "no state", "no model"])
+def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, broken: str) -> None:
+    Checkpoints(tmp_path, keep=1).save(state(1), updates=1, best=False)
+    path = find(tmp_path)
+    if broken.startswith("no"):
+        (path / {"no state": "state.json", "no model": "model.safetensors"}[broken]).unlink()
+    else:
+        whole = (path / broken).read_bytes()
+        (path / broken).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=rf"the checkpoint {path} cannot be read: .*restore it"):
+        load_state(path)
+
+
+def test_a_run_directory_is_one_learners_at_a_time(tmp_path: Path) -> None:
+    with claim(tmp_path / "run"), pytest.raises(ConfigError, match=r"another learner writes to .*run.*stop it"):
+        claim(tmp_path / "run")
+    claim(tmp_path / "run").close()

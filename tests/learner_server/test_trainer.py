@@ -249,3 +249,14 @@ def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:
 def test_a_wrong_opaque_section_is_refused_naming_key_value_and_the_nearest(section: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         trainer(**section)
+
+
+def test_a_device_that_is_not_there_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.device='warp': .*set it to cpu"):
+        trainer(learner={"device": "warp"})
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs() -> None:
+    other = trainer(network={"name": "mlp", "hidden": [16]})
+    with pytest.raises(ConfigError, match=r"the checkpoint is of another network .*size mismatch"):
+        trainer().load_state_dict(other.state_dict())
