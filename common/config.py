@@ -102,6 +102,17 @@ class TableConfig(Section):
     max_bytes: int = Field(0, ge=0, description="ring: bytes that it may hold, in fewer steps if need be; 0: no bound")
     her: HerConfig = HerConfig()
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The keys that a table like this does not look at."""
+        ring = ("min_size", "samples_per_insert", "error_buffer", "newest", "max_times_sampled", "max_bytes")
+        transitions, sequences = ("n_step", "discount", "reward_clip"), ("sequence", "period")
+        if self.kind == "fifo":
+            return (*ring, *transitions, *sequences, "alpha", "her")
+        if self.kind == "unrolls":
+            return (*transitions, *sequences, "alpha")
+        return (*(transitions if self.sequence else sequences), *(() if self.kind == "prioritized" else ("alpha",)))
+
 
 class ReplayConfig(Section):
     servers: int = Field(1, ge=1, description="replay-server processes; more than one share out the streams")
@@ -200,6 +211,12 @@ class Config(Section):
                 if name not in tables:
                     text = f"{key} names table {name!r}, which replay.tables does not have"
                     raise ConfigError(text, f"use one of {sorted(tables)} or add it to replay.tables")
+        for name, table in tables.items():
+            for key in table.unread:
+                if (value := getattr(table, key)) != TableConfig.model_fields[key].default:
+                    of = " of sequences" if table.sequence else ""
+                    text = f"replay.tables.{name}.{key}={value} does nothing in a table of kind {table.kind}{of}"
+                    raise ConfigError(text, "leave it out")
         if self.learner.table not in self.rollout.tables:
             name = self.learner.table
             text = f"learner.table={name} would deadlock: rollout.tables={[*self.rollout.tables]} lack it"

@@ -282,3 +282,23 @@ def test_a_linear_schedule_without_an_end_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"learner\.lr_schedule=linear has no end to fall to.*stop\.steps"):
         load(None, ["learner.lr_schedule=linear"], {})
     assert load(None, ["learner.lr_schedule=linear", "stop.seconds=9"], {}).learner.lr_schedule == "linear"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"min_size": 100}, r"experience\.min_size=100 does nothing in a table of kind fifo"),
+        ({"her": {"k": 4}}, r"experience\.her=k=4 strategy='future' does nothing in a table of kind fifo"),
+        ({"kind": "uniform", "alpha": 0.5}, r"experience\.alpha=0\.5 does nothing in a table of kind uniform"),
+        ({"kind": "uniform", "period": 8}, r"experience\.period=8 does nothing in a table of kind uniform"),
+        (
+            {"kind": "prioritized", "sequence": 8, "period": 8, "reward_clip": 1.0},
+            r"experience\.reward_clip=1\.0 does nothing in a table of kind prioritized of sequences",
+        ),
+        ({"kind": "unrolls", "n_step": 3}, r"experience\.n_step=3 does nothing in a table of kind unrolls"),
+    ],
+)
+def test_a_setting_that_its_table_does_not_look_at_is_refused(table: dict[str, Any], said: str) -> None:
+    tables = {"experience": {"capacity": 1000, **table}}
+    with pytest.raises(ConfigError, match=said + r".*leave it out"):
+        validate({"replay": {"tables": tables}, "learner": {"batch": 8 if table.get("kind") else 0}})
