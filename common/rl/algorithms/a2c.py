@@ -43,7 +43,8 @@ class A2C:
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         self._config = read_settings(A2CConfig, algorithm, "algorithm")
-        self._core = ActorCritic(self._config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
+        self._core = core = ActorCritic(self._config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
+        self.acting, self.state_dict, self.load_state_dict = core.acting, core.state_dict, core.load_state_dict
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
         """Takes one step over the whole batch; `progress` 0..1 is how much of the job is done."""
@@ -69,13 +70,3 @@ class A2C:
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "grad_norm": norm}
         metrics["explained_variance"] = losses.explained_variance(value, target, mask)
         return target, {**metrics, **explored}
-
-    def acting(self, steps: int, progress: float) -> dict[str, float]:
-        """Gives nothing: acting needs the weights alone."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._core.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._core.load_state_dict(state)

@@ -96,6 +96,10 @@ class ActorCritic:
         self.policy.fold_targets(target, batch.valid)
         return metrics
 
+    def acting(self, steps: int, progress: float) -> dict[str, float]:
+        """Gives nothing: acting needs the weights alone."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Gives the optimiser, and the curiosity if there is one."""
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}

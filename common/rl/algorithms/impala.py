@@ -66,9 +66,9 @@ class _VTraceActorCritic:
         self._config = config
         self._trust_region = trust_region
         self._core = core
-        self.state_dict, self.load_state_dict = core.state_dict, core.load_state_dict
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Takes one step over the whole batch, online and replayed; `progress` 0..1 is how much of the job is done."""
         lr = self._core.rate(progress)
         return {**self._core.update(batch, lambda: self._step(batch, lr)), "lr": lr}
 
@@ -136,21 +136,8 @@ class IMPALA:
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         config = read_settings(IMPALAConfig, algorithm, "algorithm")
         core = ActorCritic(config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
-        self._learner = _VTraceActorCritic(config, None, core)
-
-    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
-        """Takes one step over the whole batch; `progress` 0..1 is how much of the job is done."""
-        return self._learner.learn(batch, progress)
-
-    def acting(self, steps: int, progress: float) -> dict[str, float]:
-        """Gives nothing: acting needs the weights alone."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._learner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._learner.load_state_dict(state)
+        self.learn = _VTraceActorCritic(config, None, core).learn
+        self.acting, self.state_dict, self.load_state_dict = core.acting, core.state_dict, core.load_state_dict
 
 
 class LASER:
@@ -166,18 +153,5 @@ class LASER:
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         config = read_settings(LASERConfig, algorithm, "algorithm")
         core = ActorCritic(config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
-        self._learner = _VTraceActorCritic(config, config.trust_region, core)
-
-    def learn(self, batch: Batch, progress: float) -> dict[str, float]:
-        """Takes one step over the whole batch, online and replayed; `progress` 0..1 is how much of the job is done."""
-        return self._learner.learn(batch, progress)
-
-    def acting(self, steps: int, progress: float) -> dict[str, float]:
-        """Gives nothing: acting needs the weights alone."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._learner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._learner.load_state_dict(state)
+        self.learn = _VTraceActorCritic(config, config.trust_region, core).learn
+        self.acting, self.state_dict, self.load_state_dict = core.acting, core.state_dict, core.load_state_dict

@@ -272,22 +272,13 @@ class PPO:
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         self._config = read_settings(PPOConfig, algorithm, "algorithm")
         core = ActorCritic(self._config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
-        self._surrogate = _Surrogate(self._config, None, core, seed)
+        self._surrogate = own = _Surrogate(self._config, None, core, seed)
+        self.acting, self.state_dict, self.load_state_dict = core.acting, own.state_dict, own.load_state_dict
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
         """Trains `epochs` times over the batch; `progress` 0..1 is how much of the job is done."""
         clip = scheduled(self._config.clip, self._config.clip_schedule, progress)
         return self._surrogate.learn(batch, progress, (1.0 - clip, 1.0 + clip))
-
-    def acting(self, steps: int, progress: float) -> dict[str, float]:
-        """Gives nothing: acting needs the weights alone."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._surrogate.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._surrogate.load_state_dict(state)
 
 
 class APPO:
@@ -301,19 +292,10 @@ class APPO:
         self._config = read_settings(APPOConfig, algorithm, "algorithm")
         core = ActorCritic(self._config, optimizer.over(APPO_OPTIMIZER), policy, seed)
         thresholds = Thresholds(self._config.rho, self._config.c) if self._config.vtrace else None
-        self._surrogate = _Surrogate(self._config, thresholds, core, seed)
+        self._surrogate = own = _Surrogate(self._config, thresholds, core, seed)
+        self.acting, self.state_dict, self.load_state_dict = core.acting, own.state_dict, own.load_state_dict
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
         """Trains `epochs` times over the batch; `progress` 0..1 is how much of the job is done."""
         clip = scheduled(self._config.clip, self._config.clip_schedule, progress)
         return self._surrogate.learn(batch, progress, (1.0 / (1.0 + clip), 1.0 + clip))
-
-    def acting(self, steps: int, progress: float) -> dict[str, float]:
-        """Gives nothing: acting needs the weights alone."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._surrogate.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._surrogate.load_state_dict(state)
