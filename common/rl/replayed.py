@@ -60,7 +60,10 @@ def to_transitions(arrays: Arrays, device: torch.device) -> Transitions:
     )
 
 
-def importance(relative: Tensor, exponent: float) -> Tensor:
-    """Gives the weights (N · P)^-exponent of a prioritized draw [n], divided by the largest (Schaul et al. 2016)."""
-    weight = relative.pow(-exponent)
+def importance(relative: Tensor, start: float, progress: float) -> Tensor:
+    """Gives the weights (N · P)^-β of a prioritized draw [n], divided by the largest (Schaul et al. 2016).
+
+    β rises from `start` at `progress` 0 of the job to 1 at its end.
+    """
+    weight = relative.pow(-(start + (1.0 - start) * min(1.0, progress)))
     return weight / weight.max()

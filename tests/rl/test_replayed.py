@@ -48,6 +48,8 @@ def test_a_missing_array_is_named(name: str, arrays: Arrays) -> None:
 
 def test_importance_weights_on_literals() -> None:
     relative = torch.tensor([1.0, 4.0, 0.25])
-    assert importance(relative, 0.5).tolist() == [0.5, 0.25, 1.0]
-    assert importance(relative, 1.0).tolist() == [0.25, 0.0625, 1.0]
-    assert importance(relative, 0.0).tolist() == [1.0, 1.0, 1.0]
+    assert importance(relative, 0.5, 0.0).tolist() == [0.5, 0.25, 1.0]
+    assert importance(relative, 0.0, 0.5).tolist() == [0.5, 0.25, 1.0]
+    assert importance(relative, 0.5, 1.0).tolist() == [0.25, 0.0625, 1.0]
+    assert importance(relative, 0.5, 1.5).tolist() == [0.25, 0.0625, 1.0]
+    assert importance(relative, 0.0, 0.0).tolist() == [1.0, 1.0, 1.0]

@@ -48,7 +48,7 @@ class A2C:
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
         """Takes one step over the whole batch; `progress` 0..1 is how much of the job is done."""
-        lr = self._core.rate(progress)
+        lr = self._core.optimizer.rate(progress)
         return {**self._core.update(batch, lambda: self._step(batch, lr)), "lr": lr}
 
     def _step(self, batch: Batch, lr: float) -> tuple[Tensor, Metrics]:

@@ -5,7 +5,6 @@ Knows no estimator and no policy loss: an algorithm's own file says those, and c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from common.rl import ranks
-from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
+from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, numbers_of
 from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
 from common.rl.batch import Batch
 from common.rl.ops.returns import next_values
@@ -52,11 +51,6 @@ class ActorCritic:
         chosen = config.curiosity
         self._curiosity = None if chosen is None else Curiosity(chosen, policy.env, seed, self.optimizer.flat.device)
 
-    def rate(self, progress: float) -> float:
-        """Gives the learning rate at `progress` (0..1) of the job."""
-        settings = self.optimizer.config
-        return scheduled(settings.lr, settings.lr_schedule, progress)
-
     def rewards(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Gives the rewards [T, B] to learn from, and what the curiosity, which takes its step here, has to say."""
         reward = clipped(batch.reward * self._config.reward_scale, self._config.reward_clip)
@@ -80,18 +74,12 @@ class ActorCritic:
         """
         weights, before = self.optimizer.flat.clone(), self.state_dict()
         target, scalars = step()
-        values = torch.stack([x.detach().float() for x in scalars.values()])
-        # What is not finite on one rank is not in the mean: all undo the update, or none.
-        values = ranks.mean(values, ranks.weight(batch.reward, batch.valid))
-        # The only wait for the device in an update.
-        metrics = dict(zip(scalars, values.tolist(), strict=True))
-        if not all(map(math.isfinite, metrics.values())):
+        try:
+            metrics = numbers_of(scalars, ranks.weight(batch.reward, batch.valid))
+        except NonFiniteUpdate:
             self.optimizer.flat.copy_(weights)
             self.load_state_dict(before)
-            raise NonFiniteUpdate(
-                f"a loss or gradient of this batch is not finite: {metrics}; the update was undone",
-                "look for non-finite observations or rewards, or lower learner.lr",
-            )
+            raise
         self.policy.fold(batch)
         self.policy.fold_targets(target, batch.valid)
         return metrics

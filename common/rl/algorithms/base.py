@@ -6,6 +6,7 @@ many layers there are: on small networks torch.optim's bookkeeping costs more th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -83,6 +84,22 @@ class Algorithm(Protocol):
         """Takes what `state_dict` gave."""
 
 
+def numbers_of(scalars: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> dict[str, float]:
+    """Gives scalar tensors as numbers, of several ranks the means by `weight`; NonFiniteUpdate if one is not finite.
+
+    It is the only wait for the device in an update.
+    """
+    values = torch.stack([x.detach().float().reshape(()) for x in scalars.values()])
+    # What is not finite on one rank is not in the mean: all raise, or none.
+    metrics = dict(zip(scalars, ranks.mean(values, weight).tolist(), strict=True))
+    if not all(map(math.isfinite, metrics.values())):
+        raise NonFiniteUpdate(
+            f"a loss or gradient of this batch is not finite: {metrics}; nothing has changed",
+            "look for non-finite observations or rewards, or lower learner.lr",
+        )
+    return metrics
+
+
 def flatten(network: nn.Module) -> Tensor:
     """Gives a network's parameters as one flat tensor, and makes them views of it; its device is settled before."""
     parameters = list(network.parameters())
@@ -113,6 +130,10 @@ class FlatOptimizer:
         self._gradient = self._shared[:-1]
         self._step = torch.zeros((), device=self.flat.device)
         self.steps = 0
+
+    def rate(self, progress: float) -> float:
+        """Gives the learning rate at `progress` (0..1) of the job."""
+        return scheduled(self.config.lr, self.config.lr_schedule, progress)
 
     def step(self, loss: Tensor, lr: float, weight: Tensor | float = 1.0) -> Tensor:
         """Descends one step and gives the gradient's norm before clipping, a scalar tensor: nothing waits for it.

@@ -1,4 +1,4 @@
-"""What SAC and TD3 share: settings of the critics, the ensemble with its target, and how an update becomes final.
+"""What SAC and TD3 share: settings of the critics, the ensemble with its target, and the noise of an update.
 
 Knows no loss and no policy: an algorithm's own file says those, and calls this. All gradients of an update are taken
 before the first step, as in the first SAC (Haarnoja et al. 2018a): an update that is not finite has then changed
@@ -14,10 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
+from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
 from common.rl.critics import Body
 from common.rl.goals import Goals
-from common.rl.replayed import Transitions, importance
 from common.rl.target import Target
 
 DEFAULT_OPTIMIZER = OptimizerConfig(name="adam", lr=3e-4, eps=1e-8, max_grad_norm=math.inf)
@@ -59,16 +58,6 @@ class CriticLearner:
         drawn = torch.rand(shape, generator=self._generator, device=self._generator.device)
         return drawn.clamp_(_LEAST, 1.0 - _LEAST)
 
-    def rate(self, progress: float) -> float:
-        """Gives the learning rate at `progress` (0..1) of the job."""
-        settings = self.optimizer.config
-        return scheduled(settings.lr, settings.lr_schedule, progress)
-
-    def weight(self, batch: Transitions, progress: float) -> Tensor:
-        """Gives the importance weights [n] of a draw by priority."""
-        beta = self._config.importance
-        return importance(batch.relative, beta + (1.0 - beta) * min(1.0, progress))
-
     def follow(self) -> None:
         """Moves the target towards the critics."""
         self.target.follow(self.optimizer.flat, self._config.tau)
@@ -83,15 +72,3 @@ class CriticLearner:
         self.optimizer.flat.copy_(state["critics"])
         self.target.flat.copy_(state["target"])
         self.optimizer.load_state_dict(state["critics_optimizer"])
-
-
-def numbers_of(scalars: dict[str, Tensor]) -> dict[str, float]:
-    """Gives scalar tensors as numbers, the only wait for the device; NonFiniteUpdate if one is not finite."""
-    found = torch.stack([x.detach().reshape(()) for x in scalars.values()]).tolist()
-    metrics = dict(zip(scalars, found, strict=True))
-    if not all(map(math.isfinite, found)):
-        raise NonFiniteUpdate(
-            f"a loss or gradient of this batch is not finite: {metrics}; nothing was updated",
-            "look for non-finite observations or rewards, or lower learner.lr",
-        )
-    return metrics

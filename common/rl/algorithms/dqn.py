@@ -114,12 +114,12 @@ class DQN:
 
     def learn(self, batch: Transitions, progress: float) -> dict[str, float]:
         """Takes one step; `progress` 0..1 is how much of the job is done."""
-        network, beta = self._learner.network, self._config.importance
+        network = self._learner.network
         learned, chosen, valued = self._noise()
         after = self._after(batch, chosen, valued)
         numbers = of_action(network.evaluate(batch.observation, learned), batch.action)
         errors, priorities = network.head.errors(numbers, after, batch.reward, batch.discount)
-        weight = importance(batch.relative, beta + (1.0 - beta) * min(1.0, progress))
+        weight = importance(batch.relative, self._config.importance, progress)
         scalars = {"q": network.head.expected(numbers.detach()).mean(), "priority": priorities.mean()}
         metrics = self._learner.update((weight * errors).mean(), scalars, progress)
         network.fold(batch.observation)

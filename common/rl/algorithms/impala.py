@@ -69,7 +69,7 @@ class _VTraceActorCritic:
 
     def learn(self, batch: Batch, progress: float) -> dict[str, float]:
         """Takes one step over the whole batch, online and replayed; `progress` 0..1 is how much of the job is done."""
-        lr = self._core.rate(progress)
+        lr = self._core.optimizer.rate(progress)
         return {**self._core.update(batch, lambda: self._step(batch, lr)), "lr": lr}
 
     @torch.no_grad()

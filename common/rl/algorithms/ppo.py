@@ -124,7 +124,7 @@ class _Surrogate:
         self._rate = 1.0
 
     def learn(self, batch: Batch, progress: float, clip: _Range) -> dict[str, float]:
-        lr, order = self._core.rate(progress) * self._rate, self._order.get_state()
+        lr, order = self._core.optimizer.rate(progress) * self._rate, self._order.get_state()
         try:
             metrics = self._core.update(batch, lambda: self._update(batch, lr, clip))
         except NonFiniteUpdate:

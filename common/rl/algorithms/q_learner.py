@@ -5,14 +5,12 @@ Knows no loss: an algorithm's own file says it, and calls this.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, scheduled
+from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.exploration import EpsilonConfig, acting_scalars
 from common.rl.q_networks import QNetwork
 from common.rl.target import Target
@@ -48,17 +46,9 @@ class QLearner:
 
         If one of them is not finite, NonFiniteUpdate is raised, and nothing has changed.
         """
-        settings = self.optimizer.config
-        lr = scheduled(settings.lr, settings.lr_schedule, progress)
+        lr = self.optimizer.rate(progress)
         gradient, norm = self.optimizer.gradient(loss)
-        scalars = {"loss": loss.detach(), "grad_norm": norm, **scalars}
-        # The only wait for the device in an update.
-        metrics = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
-        if not all(map(math.isfinite, metrics.values())):
-            raise NonFiniteUpdate(
-                f"a loss or gradient of this batch is not finite: {metrics}; nothing was updated",
-                "look for non-finite observations or rewards, or lower learner.lr",
-            )
+        metrics = numbers_of({"loss": loss, "grad_norm": norm, **scalars})
         self.optimizer.descend(gradient, norm, lr)
         if self.optimizer.steps % self._config.target_every == 0:
             self.target.follow(self.optimizer.flat, self._config.tau)

@@ -160,7 +160,7 @@ class R2D2:
         error = target - taken
         loss = huber(error, self._config.huber)
         if batch.relative is not None:
-            loss = loss * importance(batch.relative, self._config.importance)
+            loss = loss * importance(batch.relative, self._config.importance, 0.0)
         priorities = self._priorities(error.detach().abs(), mask)
         scalars = {"q": masked_mean(taken.detach(), mask), "priority": priorities.mean()}
         metrics = self._learner.update(masked_mean(loss, mask), scalars, progress)

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from common.rl.action_noise import uniform
 from common.rl.actor import Acted, Actor, Seen
-from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig
-from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner, numbers_of
+from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
+from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
 from common.rl.bounded import TanhNormal
 from common.rl.critics import Body, bounds_of, critics_of, feed_forward, unit_box
 from common.rl.distributions import Categorical
 from common.rl.heads import Head, torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
 from common.rl.ops.distributional import quantile_huber
-from common.rl.replayed import Transitions
+from common.rl.replayed import Transitions, importance
 from common.rl.settings import read_settings
 from common.types import EnvSpec, PolicySpec
 
@@ -141,7 +141,7 @@ class SAC:
 
     def learn(self, batch: Transitions, progress: float) -> dict[str, float]:
         """Takes one step; `progress` 0..1 is how much of the job is done."""
-        critics, lr = self._critics, self._critics.rate(progress)
+        critics, lr = self._critics, self._critics.optimizer.rate(progress)
         batch = critics.goals.relabel(batch)
         temperature = self._temperature.flat.exp()
         now, after = self._actor.inputs(batch.observation), self._actor.inputs(batch.next_observation)
@@ -150,7 +150,7 @@ class SAC:
         features, bounds = critics.critic.features(now), self._actor.bounds
         values = critics.critic(features, None if bounds is None else bounds.inward(batch.action))
         errors, surprise = self._errors(values, batch.action, target)
-        critic_loss = (critics.weight(batch, progress) * errors).mean()
+        critic_loss = (importance(batch.relative, self._config.importance, progress) * errors).mean()
         actor_loss, log_prob = self._actor_loss(now, features.detach(), values.detach(), noise[1], temperature)
         critic_gradient = critics.optimizer.gradient(critic_loss)
         actor_gradient = self._actor_optimizer.gradient(actor_loss)

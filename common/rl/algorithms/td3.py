@@ -21,12 +21,12 @@ from torch import Tensor
 
 from common.rl.action_noise import ActionNoiseConfig, memory_spec, noise_scalars, noisy, uniform
 from common.rl.actor import Acted, Actor, Seen
-from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig
-from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner, numbers_of
+from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
+from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
 from common.rl.critics import Body, bounds_of, critics_of, feed_forward
 from common.rl.heads import torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
-from common.rl.replayed import Transitions
+from common.rl.replayed import Transitions, importance
 from common.rl.settings import read_settings
 from common.rl.target import Target
 from common.types import EnvSpec, PolicySpec
@@ -101,14 +101,14 @@ class _DeterministicPolicyGradient:
         self._last = torch.zeros(2, device=device)
 
     def learn(self, batch: Transitions, progress: float) -> tuple[dict[str, float], Tensor]:
-        critics, lr = self._critics, self._critics.rate(progress)
+        critics, lr = self._critics, self._critics.optimizer.rate(progress)
         batch = critics.goals.relabel(batch)
         now, after = self._actor.inputs(batch.observation), self._actor.inputs(batch.next_observation)
         features = critics.critic.features(now)
         given = critics.critic(features, self._actor.bounds.inward(batch.action)).squeeze(-1)
         error = given - self._targets(batch, after)
         losses = 0.5 * error.square().sum(0)
-        critic_loss = (critics.weight(batch, progress) * losses).mean()
+        critic_loss = (importance(batch.relative, self._config.importance, progress) * losses).mean()
         critic_gradient = critics.optimizer.gradient(critic_loss)
         moves = (critics.optimizer.steps + 1) % self._config.policy_delay == 0
         last = self._last
