@@ -1,40 +1,25 @@
 """Recurrent cores: features in, features out, and a state between that is dropped wherever an episode begins.
 
 Knows no observation and no action. A core's state is the tensors that `names` lists, [N, size] each; the first of them
-is also what it puts out.
+is also what it puts out. `step` takes one step, `first` [N] bool, or None: no episode begins. `unroll` gives the state
+after each row, [T, B, size], from the one before the first row; `first` is [T, B].
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from common.rl.activations import tanh
 from common.rl.encoders import orthogonal
+from common.types import ArraySpec
 
 State = tuple[Tensor, ...]
 
 
-class Core(Protocol):
-    """What a policy needs of a core."""
-
-    names: tuple[str, ...]
-    size: int
-
-    def step(self, features: Tensor, first: Tensor | None, state: State) -> State:
-        """Gives the state [N, size] that follows; `first` [N] bool is where the old one is dropped, None: nowhere."""
-
-    def unroll(self, features: Tensor, first: Tensor, state: State) -> State:
-        """Gives the state after each row, [T, B, size], from the one before the first row; `first` is [T, B]."""
-
-
-class _Cell(Protocol):
-    def __call__(self, driven: Tensor, state: State) -> State: ...
-
-
-def _unroll(cell: _Cell, driven: Tensor, first: Tensor, state: State) -> State:
+def _unroll(cell: Callable[[Tensor, State], State], driven: Tensor, first: Tensor, state: State) -> State:
     keep = (~first).to(driven.dtype).unsqueeze(-1).unbind(0)
     # Looking at them on another device would wait for it: there the state is multiplied at every step.
     resets = first.any(1).tolist() if first.device.type == "cpu" else [True] * len(first)
@@ -104,3 +89,26 @@ class GRU(nn.Module):
 
     def unroll(self, features: Tensor, first: Tensor, state: State) -> State:
         return _unroll(self._cell, self.input(features), first, state)
+
+
+Core = LSTM | GRU
+
+
+def core_of(width: int, lstm: int, gru: int) -> Core | None:
+    """Builds the core whose size is not 0, over features [N, width]; None where neither is."""
+    return LSTM(width, lstm) if lstm else GRU(width, gru) if gru else None
+
+
+def state_specs(core: Core | None) -> tuple[ArraySpec, ...]:
+    """Gives what a core carries from step to step, per environment."""
+    return () if core is None else tuple(ArraySpec(name, "<f4", (core.size,)) for name in core.names)
+
+
+def stepped(
+    core: Core | None, features: Tensor, first: Tensor, state: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gives a core's output after one step and its new state by name; without a core the features, and no state."""
+    if core is None:
+        return features, {}
+    after = core.step(features, first, tuple(state[name] for name in core.names))
+    return after[0], dict(zip(core.names, after, strict=True))

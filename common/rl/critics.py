@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.rl.bounded import Bounds
 from common.rl.dense import Ensemble
-from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
+from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
 from common.types import ActionSpec, EnvSpec
 
 _FOR_OTHERS = ("lstm", "gru", "shared", "last_action", "last_reward", "action_mask", "distribution", "sigma", "popart")
@@ -68,9 +67,9 @@ class Body(nn.Module):
         if own:
             message = f"network.encoders.{own[0]}: all flat observations go through the MLPs of network.hidden"
             raise ConfigError(message, "leave it out")
-        self.trunk = _image_trunk(inputs, config)
+        self.trunk, seen = _image_trunk(inputs, config)
         self._images = len(inputs.images)
-        width = inputs.width + extra + (0 if self.trunk is None else _width(inputs, self.trunk))
+        width = seen + inputs.width + extra
         self.layers = Ensemble(members, (width, *config.hidden, outputs), config.activation)
 
     def features(self, inputs: list[Tensor]) -> Tensor:
@@ -93,17 +92,13 @@ def critics_of(inputs: Inputs, config: NetworkConfig, members: int, extra: int, 
         return Body(inputs, config, members, extra, outputs)
 
 
-def _image_trunk(inputs: Inputs, config: NetworkConfig) -> Trunk | None:
+def _image_trunk(inputs: Inputs, config: NetworkConfig) -> tuple[Trunk | None, int]:
+    """Gives the encoder of images, where there are some, and how many features it makes."""
     if not inputs.images:
-        return None
+        return None, 0
     names = {spec.name for spec in inputs.images}
     encoders = {name: encoder for name, encoder in config.encoders.items() if name in names}
     images = config.model_copy(update={"encoders": encoders, "normalize_observations": False})
-    return Trunk(Inputs(inputs.images, images), images)
-
-
-def _width(inputs: Inputs, trunk: Trunk) -> int:
-    specs = (*inputs.images, *inputs.flat)
-    example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
-    with torch.no_grad():
-        return trunk(inputs(example)[: len(inputs.images)]).shape[1]  # type: ignore[no-any-return]
+    own = Inputs(inputs.images, images)
+    trunk = Trunk(own, images)
+    return trunk, width_of(trunk, own)

@@ -15,7 +15,10 @@ from common.errors import ProtocolError
 from common.rl.actor import Seen
 from common.rl.batch import Batch
 from common.rl.bounded import Bounds
-from common.types import ActionSpec
+from common.types import ActionSpec, ArraySpec
+
+# Among the rows of a batch, beside the observations, whose names are their environment's.
+LAST = "<last step>"
 
 
 class ActionCode(nn.Module):
@@ -45,10 +48,14 @@ class ActionCode(nn.Module):
 
 
 class LastStep(nn.Module):
-    """What a network is told of the step before: its action, its reward cut to ±1, or both; [N, width]."""
+    """What a network is told of the step before: its action, its reward cut to ±1, or both; [N, width].
+
+    `state` is what it takes from the step before by way of the actor's state.
+    """
 
     def __init__(self, action: ActionSpec, last_action: bool, last_reward: bool) -> None:
         super().__init__()
+        self.state = (ArraySpec("last_action", action.dtype, action.shape),) if last_action else ()
         self.code = ActionCode(action) if last_action else None
         self._reward = last_reward
         self.width = (self.code.width if self.code is not None else 0) + last_reward
@@ -81,3 +88,8 @@ class LastStep(nn.Module):
         action = batch.action.flatten(0, 1)[batch.final_index]
         reward = batch.reward.flatten()[batch.final_index]
         return self._told(action, reward, torch.zeros_like(reward, dtype=torch.bool))
+
+
+def rows_of(batch: Batch, last: LastStep | None) -> dict[str, Tensor]:
+    """Gives all that a network looks at in a batch, row by row [T+1, B, ...]: observations, and `last` as `LAST`."""
+    return batch.observation if last is None else {**batch.observation, LAST: last.of_rows(batch)}

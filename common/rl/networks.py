@@ -236,3 +236,11 @@ class Trunk(nn.Module):
     def forward(self, inputs: list[Tensor]) -> Tensor:
         encoded = self._encode(inputs)
         return encoded[0] if len(encoded) == 1 else torch.cat(encoded, -1)
+
+
+def width_of(trunk: Trunk, inputs: Inputs) -> int:
+    """Gives how many features a trunk makes of what `inputs` gives."""
+    specs = (*inputs.images, *inputs.flat)
+    example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
+    with torch.no_grad():
+        return trunk(inputs(example)).shape[1]  # type: ignore[no-any-return]

@@ -10,24 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError, nearest
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.batch import Batch
-from common.rl.cores import GRU, LSTM, State
+from common.rl.cores import State, core_of, state_specs, stepped
 from common.rl.distributions import Distribution
 from common.rl.encoders import MLP, orthogonal
 from common.rl.heads import Head, torch_dtype
-from common.rl.last_step import LastStep
-from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
+from common.rl.last_step import LAST, LastStep, rows_of
+from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
 from common.rl.ops.normalize import PopArt
 from common.types import ArraySpec, EnvSpec, PolicySpec
-
-# Among the rows of a batch, beside the observations, whose names are their environment's.
-_LAST = "<last step>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +58,15 @@ class Policy(Actor):
         self._build_trunks(config, _encoded(env, config, self.head))
         told = config.last_action or config.last_reward
         self.last = LastStep(env.action, config.last_action, config.last_reward) if told else None
-        width = self._width() + (self.last.width if self.last is not None else 0)
-        self.core = LSTM(width, config.lstm) if config.lstm else GRU(width, config.gru) if config.gru else None
+        width = width_of(self.actor, self.inputs) + (self.last.width if self.last is not None else 0)
+        self.core = core_of(width, config.lstm, config.gru)
         features = width if self.core is None else self.core.size
         sizes = self.head.sizes
         self.pi = orthogonal(nn.Linear(features, sizes.outputs), 0.01)
         self.v = orthogonal(nn.Linear(features, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((sizes.free,), config.log_std_init)) if sizes.free else None
         self.popart = PopArt() if config.popart else None
-        self.spec = self._describe(config.last_action)
+        self.spec = self._describe()
 
     def _build_trunks(self, config: NetworkConfig, observations: tuple[ArraySpec, ...]) -> None:
         self.inputs = Inputs(observations, config)
@@ -78,21 +74,12 @@ class Policy(Actor):
         shared = config.shared or config.lstm or config.gru
         self.critic = None if shared else Trunk(self.inputs, config)
 
-    def _width(self) -> int:
-        specs = self.env.observations
-        example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
-        with torch.no_grad():
-            return self.actor(self.inputs(example)).shape[1]  # type: ignore[no-any-return]
-
-    def _describe(self, last_action: bool) -> PolicySpec:
+    def _describe(self) -> PolicySpec:
         extras = [ArraySpec("log_prob", "<f4", ())]
         if self._ships_parameters:
             extras.append(ArraySpec("parameters", "<f4", (self.head.sizes.parameters,)))
-        names = () if self.core is None else self.core.names
-        state = [ArraySpec(name, "<f4", (self.core.size,)) for name in names if self.core is not None]
-        if last_action:
-            state.append(ArraySpec("last_action", self.action.dtype, self.action.shape))
-        return PolicySpec(tuple(extras), tuple(state))
+        carried = () if self.last is None else self.last.state
+        return PolicySpec(tuple(extras), (*state_specs(self.core), *carried))
 
     @property
     def recurrent(self) -> bool:
@@ -125,11 +112,7 @@ class Policy(Actor):
     def act(self, seen: Seen, greedy: bool = False) -> Acted:
         last = None if self.last is None else self.last.of_step(seen)
         features = self._features(self.actor, self.inputs(seen.observation), last)
-        state: dict[str, Tensor] = {}
-        if self.core is not None:
-            before = tuple(seen.state[name] for name in self.core.names)
-            after = self.core.step(features, seen.first, before)
-            features, state = after[0], dict(zip(self.core.names, after, strict=True))
+        features, state = stepped(self.core, features, seen.first, seen.state)
         distribution = self._distribution(features, seen.observation)
         action = (distribution.mode() if greedy else distribution.sample(seen.noise)).to(self._action_dtype)
         if self.last is not None and self.last.code is not None:
@@ -141,11 +124,11 @@ class Policy(Actor):
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         """Gives all that the network looks at, row by row [T+1, B, ...]: `evaluate` takes any choice of the rows."""
-        return batch.observation if self.last is None else {**batch.observation, _LAST: self.last.of_rows(batch)}
+        return rows_of(batch, self.last)
 
     def evaluate(self, rows: Mapping[str, Tensor]) -> tuple[Distribution, Tensor]:
         """Gives π and V [N] of independent `rows` [N, ...]; only for a policy without a recurrent core."""
-        inputs, last = self.inputs(rows), rows.get(_LAST)
+        inputs, last = self.inputs(rows), rows.get(LAST)
         features = self._features(self.actor, inputs, last)
         seen = features if self.critic is None else self._features(self.critic, inputs, last)
         return self._distribution(features, rows), self._values(seen)
@@ -154,7 +137,7 @@ class Policy(Actor):
         """Runs over the T + 1 rows of a batch from the state before row 0, which is dropped where an episode begins."""
         shape = batch.first.shape
         rows = _flat(self.rows(batch))
-        inputs, last = self.inputs(rows), rows.get(_LAST)
+        inputs, last = self.inputs(rows), rows.get(LAST)
         features = self._features(self.actor, inputs, last).reshape(*shape, -1)
         hidden = None
         if self.core is not None:

@@ -9,25 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.batch import Batch
-from common.rl.cores import GRU, LSTM, State
+from common.rl.cores import State, core_of, state_specs, stepped
 from common.rl.exploration import COLUMNS, EpsilonConfig, acting_epsilon, explored
 from common.rl.heads import torch_dtype
-from common.rl.last_step import LastStep
-from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network
+from common.rl.last_step import LAST, LastStep, rows_of
+from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
 from common.rl.noisy import Dense, factorised
 from common.rl.ops.q_learning import of_action
 from common.rl.value_heads import ValueHead
 from common.types import ArraySpec, EnvSpec, PolicySpec
 
-# Among the rows of a batch, beside the observations, whose names are their environment's.
-_LAST = "<last step>"
 _FOR_POLICIES = ("shared", "action_mask", "distribution", "sigma", "log_std_init", "popart")
 
 
@@ -78,8 +75,8 @@ class QNetwork(Actor):
         self.trunk = Trunk(self.inputs, config)
         told = config.last_action or config.last_reward
         self.last = LastStep(env.action, config.last_action, config.last_reward) if told else None
-        width = self._width() + (self.last.width if self.last is not None else 0)
-        self.core = LSTM(width, config.lstm) if config.lstm else GRU(width, config.gru) if config.gru else None
+        width = width_of(self.trunk, self.inputs) + (self.last.width if self.last is not None else 0)
+        self.core = core_of(width, config.lstm, config.gru)
         features = width if self.core is None else self.core.size
         numbers, streams = self.head.size, (settings.hidden, settings.sigma)
         self.advantage = Stream(features, self._choices * numbers, *streams)
@@ -87,21 +84,10 @@ class QNetwork(Actor):
         self._split = [self.advantage.noise, 0 if self.value is None else self.value.noise]
         self.noise_features = sum(self._split)
         self.noise_size = COLUMNS + self.noise_features
-        self.spec = self._describe(config.last_action)
-
-    def _width(self) -> int:
-        specs = self.env.observations
-        example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in specs}
-        with torch.no_grad():
-            return self.trunk(self.inputs(example)).shape[1]  # type: ignore[no-any-return]
-
-    def _describe(self, last_action: bool) -> PolicySpec:
-        shipped = ("q_taken", "q_bootstrap") if self._settings.ships_values else ()
-        names = () if self.core is None else self.core.names
-        state = [ArraySpec(name, "<f4", (self.core.size,)) for name in names if self.core is not None]
-        if last_action:
-            state.append(ArraySpec("last_action", self.env.action.dtype, self.env.action.shape))
-        return PolicySpec(tuple(ArraySpec(name, "<f4", ()) for name in shipped), tuple(state))
+        shipped = ("q_taken", "q_bootstrap") if settings.ships_values else ()
+        extras = tuple(ArraySpec(name, "<f4", ()) for name in shipped)
+        carried = () if self.last is None else self.last.state
+        self.spec = PolicySpec(extras, (*state_specs(self.core), *carried))
 
     def _features(self, observation: Mapping[str, Tensor], last: Tensor | None) -> Tensor:
         features: Tensor = self.trunk(self.inputs(observation))
@@ -122,21 +108,18 @@ class QNetwork(Actor):
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
         """Gives all that the network looks at in a batch, row by row [T+1, B, ...]."""
-        return batch.observation if self.last is None else {**batch.observation, _LAST: self.last.of_rows(batch)}
+        return rows_of(batch, self.last)
 
     def unroll(self, rows: Mapping[str, Tensor], first: Tensor, state: State) -> State:
         """Gives the core's state [T, B, size] after each of the `rows`, from the one before the first of them."""
         assert self.core is not None
         flat = {name: x.flatten(0, 1) for name, x in rows.items()}
-        features = self._features(flat, flat.get(_LAST)).reshape(*first.shape, -1)
+        features = self._features(flat, flat.get(LAST)).reshape(*first.shape, -1)
         return self.core.unroll(features, first, state)
 
     def act(self, seen: Seen, greedy: bool = False) -> Acted:
         features = self._features(seen.observation, None if self.last is None else self.last.of_step(seen))
-        state: dict[str, Tensor] = {}
-        if self.core is not None:
-            after = self.core.step(features, seen.first, tuple(seen.state[name] for name in self.core.names))
-            features, state = after[0], dict(zip(self.core.names, after, strict=True))
+        features, state = stepped(self.core, features, seen.first, seen.state)
         noisy = self.noise_features > 0 and not greedy
         noise = factorised(torch.special.ndtri(seen.noise[:, COLUMNS:])) if noisy else None
         expected = self.head.expected(self.values(features, noise))

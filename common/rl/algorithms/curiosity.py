@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from common.rl.batch import Batch
 from common.rl.encoders import orthogonal
 from common.rl.heads import Head
 from common.rl.last_step import ActionCode
-from common.rl.networks import Inputs, Trunk, read_network
+from common.rl.networks import Inputs, Trunk, read_network, width_of
 from common.rl.ops.policy_gradient import masked_mean
 from common.types import EnvSpec
 
@@ -51,9 +50,7 @@ class _Models(nn.Module):
         self.encoder = Trunk(self.inputs, network)
         self.code = ActionCode(env.action)
         self.head = Head(env.action, sigma="state")
-        example = {s.name: torch.from_numpy(np.zeros((1, *s.shape), np.dtype(s.dtype))) for s in env.observations}
-        with torch.no_grad():
-            width = self.encode(example).shape[1]
+        width = width_of(self.encoder, self.inputs)
         self.inverse = _model(2 * width, config.hidden, self.head.sizes.outputs)
         self.foretell = _model(width + self.code.width, config.hidden, width)
 
