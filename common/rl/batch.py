@@ -14,7 +14,7 @@ from common.rl.transfer import to_device
 from common.types import Arrays, prefixed, select
 
 _REQUIRED = ("first", "action", "reward", "terminated", "truncated")
-_OPTIONAL = ("reward_before", "versions", "online", "relative")
+_OPTIONAL = ("reward_before", "online", "relative")
 _GROUPS = ("observation.", "extras.", "state.")
 
 
@@ -23,9 +23,9 @@ class Batch:
     """Unrolls side by side, [T, B, ...] (observation and first have T + 1 rows).
 
     `valid` is None when every step is; `final_index` [K] int64 (t * B + b) and `final` are None and empty when no step
-    has a true last observation of its own. `reward_before` [B] and `versions` [T, B] are None where they did not come;
-    `online` [B] bool says which columns were never trained on before, None that none was. `relative` [B] is N · P(i) of
-    each column's draw by priority, None where there are no priorities.
+    has a true last observation of its own. `reward_before` [B] is None where it did not come; `online` [B] bool says
+    which columns were never trained on before, None that none was. `relative` [B] is N · P(i) of each column's draw by
+    priority, None where there are no priorities.
     """
 
     observation: dict[str, Tensor]
@@ -40,7 +40,6 @@ class Batch:
     final_index: Tensor | None
     final: dict[str, Tensor]
     reward_before: Tensor | None = None
-    versions: Tensor | None = None
     online: Tensor | None = None
     relative: Tensor | None = None
 
@@ -51,7 +50,7 @@ class Batch:
 
     def columns(self, index: Tensor) -> Batch:
         """Gives the columns `index` [N] int64, each at most once, as a batch [T, N, ...] of copies, in that order."""
-        rows = ("first", "action", "reward", "terminated", "truncated", "valid", "versions")
+        rows = ("first", "action", "reward", "terminated", "truncated", "valid")
         found = {name: getattr(self, name) for name in rows}
         picked: dict[str, Any] = {name: None if x is None else x[:, index] for name, x in found.items()}
         final_index, final = self._final_of(index)

@@ -65,13 +65,13 @@ def test_a_missing_array_is_named(arrays: Arrays) -> None:
 
 def test_what_did_not_come_is_none_and_what_did_is_there(arrays: Arrays) -> None:
     batch = to_batch(arrays, CPU)
-    assert (batch.reward_before, batch.versions) == (None, None)
-    more = {"reward_before": np.array([1, 2], np.float32), "versions": np.full((3, 2), 7)}
+    assert (batch.reward_before, batch.online) == (None, None)
+    more = {"reward_before": np.array([1, 2], np.float32), "online": np.array([True, False])}
     batch = to_batch({**arrays, **more}, CPU)
     assert batch.reward_before is not None
-    assert batch.versions is not None
+    assert batch.online is not None
     assert batch.reward_before.tolist() == [1.0, 2.0]
-    assert batch.versions.tolist() == [[7, 7]] * 3
+    assert batch.online.tolist() == [True, False]
 
 
 def test_columns_keep_their_final_observations_and_leave_those_of_others(arrays: Arrays) -> None:
@@ -81,7 +81,7 @@ def test_columns_keep_their_final_observations_and_leave_those_of_others(arrays:
         "final.obs": np.arange(15, dtype=np.float32).reshape(3, 5),
         "state.h": np.array([[1.0], [2.0]], np.float32),
         "reward_before": np.array([1, 2], np.float32),
-        "versions": np.array([[1, 2]] * 3),
+        "online": np.array([True, False]),
     }
     batch = to_batch({**arrays, **more}, CPU)
     turned = batch.columns(torch.tensor([1, 0]))
@@ -98,8 +98,8 @@ def test_columns_keep_their_final_observations_and_leave_those_of_others(arrays:
     first = batch.columns(torch.tensor([0]))
     assert first.final_index is not None
     assert (first.final_index.tolist(), first.final["obs"].tolist()) == ([1], [[5, 6, 7, 8, 9]])
-    assert first.versions is not None
-    assert first.versions.tolist() == [[1], [1], [1]]
+    assert first.online is not None
+    assert first.online.tolist() == [True]
 
 
 def test_columns_without_a_final_observation_have_none(arrays: Arrays) -> None:
