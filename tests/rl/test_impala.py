@@ -81,6 +81,16 @@ def test_rewards_are_clipped_before_anything_is_learned_from_them(arrays: Arrays
     assert clipped.learn(to_batch({**arrays, "reward": np.sign(arrays["reward"]) * 7.0}, CPU), 0.0) == expected
 
 
+def test_the_share_of_clipped_ratios_is_of_those_above_rho(arrays: Arrays, cartpole: EnvSpec) -> None:
+    batch = to_batch(off_policy(arrays), CPU)
+    for rho in (0.7, 2.0):
+        policy, impala = make(IMPALA, cartpole, rho=rho)
+        log_prob = policy.unroll(batch).distribution.log_prob(batch.action)
+        share = ((log_prob - batch.extras["log_prob"]).exp() > rho).float().mean().item()
+        assert 0.0 < share < 1.0
+        assert impala.learn(batch, 0.0)["clipped"] == pytest.approx(share)
+
+
 def of_a3c(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The losses of one batch without V-trace: returns to the end of the episode or unroll, as if π had acted."""
     outputs, value, after = seen(policy, batch)

@@ -18,6 +18,7 @@ steps that stay do not weigh more for it. The default of `trust_region` is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -110,7 +111,7 @@ class _VTraceActorCritic:
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "grad_norm": norm}
         metrics["entropy"] = losses.masked_mean(entropies, online)
         metrics["kl"] = losses.approximate_kl(log_ratio, mask)
-        metrics["clipped"] = losses.masked_mean((log_ratio > 0.0).float(), mask)
+        metrics["clipped"] = losses.masked_mean((log_ratio > math.log(config.rho)).float(), mask)
         metrics["explained_variance"] = losses.explained_variance(value, traced.target, mask)
         return traced.target, {**metrics, **measured, **explored}
 
