@@ -42,7 +42,7 @@ def noise_scalars(config: ActionNoiseConfig, progress: float, updates: int) -> d
     return {"noise": scheduled(config.scale, config.schedule, progress), "uniform": float(updates == 0)}
 
 
-def noisy(y: Tensor, seen: Seen, config: ActionNoiseConfig, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+def perturbed(y: Tensor, seen: Seen, config: ActionNoiseConfig, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Gives actions y [B, k] in ±1 with noise added and cut to ±1, and the memory that rides on.
 
     x' = (1 - theta) x + scale · N(0, 1), of which Gaussian noise keeps no x (Lillicrap et al. 2016); `seen.noise` has k

@@ -22,7 +22,7 @@ KEY = "algorithm.reward"
 ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
 
 
-def check_hindsight(table: str, k: int, options: Mapping[str, Any]) -> None:
+def check_hindsight_reward(table: str, k: int, options: Mapping[str, Any]) -> None:
     """Raises ConfigError if a table exchanges goals, `k` of k + 1, for an algorithm that would keep the old rewards."""
     if k and not options.get("reward"):
         raise ConfigError(

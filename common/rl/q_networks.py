@@ -20,7 +20,7 @@ from common.rl.exploration import COLUMNS, EpsilonConfig, acting_epsilon, explor
 from common.rl.heads import torch_dtype
 from common.rl.last_step import LAST, LastStep, rows_of
 from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
-from common.rl.noisy import Dense, factorised
+from common.rl.noisy_layers import Dense, factorised
 from common.rl.ops.q_learning import of_action
 from common.rl.value_heads import ValueHead
 from common.types import ArraySpec, EnvSpec, PolicySpec

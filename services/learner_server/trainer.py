@@ -15,7 +15,7 @@ from common.rl import ranks
 from common.rl.actor import load_policy, pack_weights, weights_layout
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import Batch, to_batch
-from common.rl.goals import check_hindsight
+from common.rl.goals import check_hindsight_reward
 from common.rl.registry import named_algorithm
 from common.rl.replayed import Transitions, to_transitions
 from common.rl.stacks import stack
@@ -82,7 +82,7 @@ class Trainer:
                 f"{algorithm.__name__} trains on {algorithm.batches}",
                 f"set it to {_KINDS[algorithm.batches]}",
             )
-        check_hindsight(learner.table, table.her.k, options)
+        check_hindsight_reward(learner.table, table.her.k, options)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self._specs = env.to_wire(), self.policy.spec.to_wire()

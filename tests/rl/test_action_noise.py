@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.rl.action_noise import MEMORY, ActionNoiseConfig, memory_spec, noise_scalars, noisy, uniform
+from common.rl.action_noise import MEMORY, ActionNoiseConfig, memory_spec, noise_scalars, perturbed, uniform
 from common.rl.actor import Seen
 from common.rl.noise import uniforms
 
@@ -22,7 +22,9 @@ def seen(noise: torch.Tensor, memory: torch.Tensor | None = None, first: bool = 
 
 def test_gaussian_noise_is_the_scale_times_the_normal_of_each_uniform() -> None:
     config = ActionNoiseConfig()
-    y, state = noisy(torch.tensor([[0.25, 0.95, -0.5]]), seen(torch.tensor([[ONE_SIGMA, ONE_SIGMA, 0.5]])), config, 0.1)
+    y, state = perturbed(
+        torch.tensor([[0.25, 0.95, -0.5]]), seen(torch.tensor([[ONE_SIGMA, ONE_SIGMA, 0.5]])), config, 0.1
+    )
     assert y.tolist()[0] == pytest.approx([0.35, 1.0, -0.5], abs=1e-6)
     assert state == {}
     assert memory_spec(config, 3) == ()
@@ -31,16 +33,16 @@ def test_gaussian_noise_is_the_scale_times_the_normal_of_each_uniform() -> None:
 def test_drifting_noise_keeps_what_it_does_not_forget() -> None:
     config = ActionNoiseConfig(kind="ornstein_uhlenbeck", theta=0.15)
     u, memory = torch.tensor([[ONE_SIGMA]]), torch.tensor([[0.4]])
-    y, state = noisy(torch.zeros(1, 1), seen(u, memory), config, 0.2)
+    y, state = perturbed(torch.zeros(1, 1), seen(u, memory), config, 0.2)
     assert y.item() == pytest.approx(0.54, abs=1e-6)
     assert state[MEMORY].item() == pytest.approx(0.54, abs=1e-6)
-    y, state = noisy(torch.zeros(1, 1), seen(u, memory, first=True), config, 0.2)
+    y, state = perturbed(torch.zeros(1, 1), seen(u, memory, first=True), config, 0.2)
     assert y.item() == pytest.approx(0.2, abs=1e-6)
 
 
 def test_what_is_cut_off_an_action_is_not_cut_off_the_memory() -> None:
     config = ActionNoiseConfig(kind="ornstein_uhlenbeck")
-    y, state = noisy(torch.tensor([[0.9]]), seen(torch.tensor([[0.5]]), torch.tensor([[1.0]])), config, 0.2)
+    y, state = perturbed(torch.tensor([[0.9]]), seen(torch.tensor([[0.5]]), torch.tensor([[1.0]])), config, 0.2)
     assert y.item() == 1.0
     assert state[MEMORY].item() == pytest.approx(0.85)
 
@@ -51,7 +53,7 @@ def test_drifting_noise_has_the_spread_and_the_memory_of_its_process() -> None:
     rows = []
     for step in range(60):
         u = torch.from_numpy(uniforms(3, (0, 4000), step, 1))
-        memory = noisy(torch.zeros(4000, 1), seen(u, memory), config, 0.2)[1][MEMORY]
+        memory = perturbed(torch.zeros(4000, 1), seen(u, memory), config, 0.2)[1][MEMORY]
         rows.append(memory[:, 0].numpy())
     last = np.stack(rows[40:])
     # 0.2 / √(1 - 0.85²)

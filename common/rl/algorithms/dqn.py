@@ -24,7 +24,7 @@ from common.errors import ConfigError
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.algorithms.q_learner import QConfig, QLearner
 from common.rl.noise import uniforms
-from common.rl.noisy import factorised
+from common.rl.noisy_layers import factorised
 from common.rl.ops.q_learning import of_action
 from common.rl.q_networks import QNetwork, QSettings, build_q_network
 from common.rl.replayed import Transitions, importance

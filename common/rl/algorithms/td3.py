@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.rl.action_noise import ActionNoiseConfig, memory_spec, noise_scalars, noisy, uniform
+from common.rl.action_noise import ActionNoiseConfig, memory_spec, noise_scalars, perturbed, uniform
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
@@ -74,7 +74,7 @@ class DeterministicActor(Actor):
         y, state = action_of(self.body, self.inputs(seen.observation)), seen.state
         if not greedy:
             at_random = self.acting.get("uniform", 1.0)
-            y, state = noisy(y, seen, self._noise, self.acting.get("noise", 0.0))
+            y, state = perturbed(y, seen, self._noise, self.acting.get("noise", 0.0))
             y = uniform(seen.noise) if at_random else y
         return Acted(self.bounds.outward(y).to(self._dtype), {}, dict(state))
 

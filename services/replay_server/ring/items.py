@@ -235,7 +235,7 @@ def kind_of(config: TableConfig) -> type[Items]:
     return Sequences if config.sequence else Hindsight if config.her.k else Transitions
 
 
-def check_hindsight(key: str, table: TableConfig) -> None:
+def check_hindsight_items(key: str, table: TableConfig) -> None:
     """Raises ConfigError if goals would not be exchanged, or be exchanged in items that cannot be rewarded anew."""
     wrong = (
         ("kind", table.kind if table.kind == "unrolls" else None, "uniform or prioritized"),

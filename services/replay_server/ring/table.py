@@ -18,7 +18,7 @@ from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
 from services.replay_server.ring.budget import Budget, Contents
-from services.replay_server.ring.items import check_hindsight
+from services.replay_server.ring.items import check_hindsight_items
 from services.replay_server.ring.rate_limiter import RateLimiter
 from services.replay_server.ring.selectors import selector_of
 from services.replay_server.ring.storage import Layout, layout_of
@@ -352,7 +352,7 @@ def _least(key: str, table: TableConfig, config: Config) -> int:
     """Gives the steps that a ring must keep for its items to be made; raises ConfigError if they never could be."""
     unroll = config.rollout.unroll
     if table.her.k:
-        check_hindsight(key, table)
+        check_hindsight_items(key, table)
     if table.n_step > 1 and table.discount is None:
         raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
     if 0 < table.max_times_sampled < table.samples_per_insert:

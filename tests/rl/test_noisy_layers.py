@@ -1,6 +1,6 @@
 import torch
 
-from common.rl.noisy import Dense, factorised
+from common.rl.noisy_layers import Dense, factorised
 
 
 def test_factorised_noise_on_literals() -> None:
