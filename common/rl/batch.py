@@ -48,6 +48,10 @@ class Batch:
         """The number of valid steps."""
         return self.reward.numel() if self.valid is None else int(self.valid.sum())
 
+    def acted_on(self) -> dict[str, Tensor]:
+        """Gives the observation before each step, [T * B, ...] each: all rows but the last."""
+        return {name: x[:-1].flatten(0, 1) for name, x in self.observation.items()}
+
     def columns(self, index: Tensor) -> Batch:
         """Gives the columns `index` [N] int64, each at most once, as a batch [T, N, ...] of copies, in that order."""
         rows = ("first", "action", "reward", "terminated", "truncated", "valid")

@@ -196,10 +196,14 @@ class Inputs(nn.Module):
             inputs.extend([flat] if len(self.widths) == 1 else torch.split(flat, self.widths, -1))
         return inputs
 
-    def fold(self, observation: Mapping[str, Tensor]) -> None:
-        """Merges observations [N, ...] into the normaliser's statistics, where there is one."""
+    def fold(self, observation: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
+        """Merges observations [N, ...] into the normaliser's statistics, where there is one.
+
+        `valid` says which of them count, N in all; None: all do.
+        """
         if self.normalizer is not None:
-            self.normalizer.fold(self._flatten(observation))
+            flat = self._flatten(observation)
+            self.normalizer.fold(flat if valid is None else flat[valid.flatten()])
 
 
 class Trunk(nn.Module):

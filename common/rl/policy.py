@@ -168,11 +168,11 @@ class Policy(Actor):
         return value if self.popart is None else self.popart.normalized(value)
 
     def fold(self, batch: Batch) -> None:
-        """Merges a trained batch's observations into the normaliser; call it after the update, never before.
+        """Merges the observations of a trained batch's valid steps into the normaliser; call it after the update.
 
-        A batch must be trained under the statistics it was acted with.
+        Never before: a batch must be trained under the statistics it was acted with.
         """
-        self.inputs.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()})
+        self.inputs.fold(batch.acted_on(), batch.valid)
 
     def fold_targets(self, target: Tensor, mask: Tensor | None) -> None:
         """Merges a trained batch's value targets [T, B] into PopArt's statistics, if it is on; values stay as they are.

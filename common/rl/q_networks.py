@@ -136,15 +136,6 @@ class QNetwork(Actor):
             state["last_action"] = action
         return Acted(action, extras, state)
 
-    def fold(self, observation: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
-        """Merges trained observations [N, ...] into the normaliser, where there is one; call it after the update.
-
-        `valid` says which of them count, N in all; None: all do.
-        """
-        if self.inputs.normalizer is not None:
-            kept = {} if valid is None else {name: x[valid.flatten()] for name, x in observation.items()}
-            self.inputs.fold(kept or observation)
-
 
 def build_q_network(network: Mapping[str, Any], env: EnvSpec, seed: int, settings: QSettings) -> QNetwork:
     """Builds a Q-network whose initial weights depend on `seed` alone.

@@ -111,6 +111,23 @@ def test_a_batch_is_trained_under_the_statistics_it_was_acted_with(name: str, re
     assert normalizer.moments.count.item() == 32
 
 
+@pytest.mark.parametrize("name", [*sorted(SMALL), "a2c curious"])
+def test_a_step_that_was_none_is_in_no_statistics_of_observations(name: str, record: Record) -> None:
+    of_icm = {"curiosity": {"hidden": 16, "network": {"normalize_observations": True}}}
+    policy, algorithm = build(name, "normalized", **(of_icm if "curious" in name else {}))
+    arrays = record(policy, KINDS["normalized"][1])
+    # An agent of several that died before the others: until they end, its last observation is repeated.
+    arrays["valid"] = np.ones(arrays["reward"].shape, bool)
+    arrays["valid"][3:, 1] = False
+    arrays["observation.obs"][3:, 1] = 7.0
+    algorithm.learn(to_batch(arrays, CPU), 0.0)
+    seen = torch.from_numpy(arrays["observation.obs"][:-1][arrays["valid"]]).double()
+    of_curiosity = algorithm.state_dict().get("curiosity", {}).get("inputs")
+    for state in (policy.inputs.state_dict(), *([of_curiosity] if of_curiosity else [])):
+        assert state["normalizer.moments.count"].item() == len(seen) == 27
+        torch.testing.assert_close(state["normalizer.moments.mean"], seen.mean(0))
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_bad_setting_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.discont.*did you mean discount\?"):

@@ -125,6 +125,19 @@ def test_normalised_observations_reach_every_flat_encoder() -> None:
     assert (a.item(), goal.item()) == (pytest.approx(1.0), pytest.approx(-1.0))
 
 
+def test_only_valid_observations_join_the_statistics() -> None:
+    inputs = Inputs((ArraySpec("a", "<f4", (1,)),), read_network({"normalize_observations": True}))
+    assert inputs.normalizer is not None
+    moments = inputs.normalizer.moments
+    rows = {"a": torch.tensor([[0.0], [2.0], [1e6], [4.0]])}
+    inputs.fold(rows, torch.tensor([[True, True], [False, True]]))
+    assert (moments.count.item(), moments.mean.item()) == (3.0, 2.0)
+    inputs.fold(rows, torch.zeros(4, dtype=torch.bool))
+    assert (moments.count.item(), moments.mean.item()) == (3.0, 2.0)
+    inputs.fold({"a": torch.tensor([[6.0]])})
+    assert (moments.count.item(), moments.mean.item()) == (4.0, 3.0)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "alone", "with_gradient"),
     [

@@ -97,7 +97,7 @@ class Curiosity:
         inverse_loss = -masked_mean(told.log_prob(batch.action), known)
         loss = (1.0 - share) * inverse_loss + share * forward_loss
         norm = self._optimizer.step(loss, self._config.lr, ranks.weight(error, known))
-        models.inputs.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()})
+        models.inputs.fold(batch.acted_on(), batch.valid)
         # Not by a product: what is not known may be anything.
         intrinsic = torch.where(known, self._config.weight * error.detach(), 0.0)
         metrics = {"intrinsic_reward": masked_mean(intrinsic, known), "inverse_loss": inverse_loss}

@@ -122,6 +122,6 @@ class DQN:
         weight = importance(batch.relative, self._config.importance, progress)
         scalars = {"q": network.head.expected(numbers.detach()).mean(), "priority": priorities.mean()}
         metrics = self._learner.update((weight * errors).mean(), scalars, progress)
-        network.fold(batch.observation)
+        network.inputs.fold(batch.observation)
         self.priorities = priorities
         return metrics

@@ -164,7 +164,7 @@ class R2D2:
         priorities = self._priorities(error.detach().abs(), mask)
         scalars = {"q": masked_mean(taken.detach(), mask), "priority": priorities.mean()}
         metrics = self._learner.update(masked_mean(loss, mask), scalars, progress)
-        network.fold({name: x[:-1].flatten(0, 1) for name, x in batch.observation.items()}, batch.valid)
+        network.inputs.fold(batch.acted_on(), batch.valid)
         self.priorities = priorities
         return metrics
 
