@@ -179,6 +179,18 @@ def test_what_lies_beyond_the_bound_is_in_no_loss_until_its_episode_ends(arrays:
     assert after.learn(to_batch(inside, CPU), 0.0)["value_loss"] > 1e4
 
 
+def test_popart_follows_the_targets_of_trusted_steps_alone(arrays: Arrays, cartpole: EnvSpec) -> None:
+    for name in ("terminated", "truncated"):
+        arrays[name][:] = False
+    arrays["extras.parameters"][4, 2] = np.log([0.999, 0.001])
+    # With nothing to come and ratios of 1 a trusted step's target is its reward; that of a cut one is V, about 0.
+    arrays["reward"][:] = 100.0
+    policy, laser = make(LASER, cartpole, {"popart": True}, trust_region=0.1, discount=0.0)
+    assert laser.learn(to_batch(arrays, CPU), 0.0)["trusted"] == pytest.approx(1.0 - 8 / 72)
+    # The first update counts whole.
+    assert policy.popart.mean.item() == pytest.approx(100.0, rel=1e-5)
+
+
 def test_the_entropy_is_that_of_online_columns(arrays: Arrays, cartpole: EnvSpec) -> None:
     online = np.array([True, False, True, True, False, True])
     weights = []
@@ -196,9 +208,12 @@ def test_the_entropy_is_that_of_online_columns(arrays: Arrays, cartpole: EnvSpec
     assert laser.learn(mixed, 0.0)["entropy"] == pytest.approx(entropy, rel=1e-5)
 
 
-def test_a_batch_of_which_nothing_may_be_learned_changes_nothing(arrays: Arrays, cartpole: EnvSpec) -> None:
+@pytest.mark.parametrize("network", [{}, {"popart": True}])
+def test_a_batch_of_which_nothing_may_be_learned_changes_nothing(
+    network: dict[str, Any], arrays: Arrays, cartpole: EnvSpec
+) -> None:
     arrays["extras.parameters"][:] = np.log([0.999, 0.001])
-    policy, laser = make(LASER, cartpole, trust_region=0.01)
+    policy, laser = make(LASER, cartpole, network, trust_region=0.01)
     before = pack_weights(policy)
     metrics = laser.learn(to_batch({**arrays, "online": np.zeros(6, bool)}, CPU), 0.0)
     assert (metrics["trusted"], metrics["policy_loss"], metrics["value_loss"]) == (0.0, 0.0, 0.0)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.rl import ranks
-from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Trained
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.batch import Batch
 from common.rl.ops import policy_gradient as losses
@@ -51,7 +51,7 @@ class A2C:
         lr = self._core.optimizer.rate(progress)
         return {**self._core.update(batch, lambda: self._step(batch, lr)), "lr": lr}
 
-    def _step(self, batch: Batch, lr: float) -> tuple[Tensor, Metrics]:
+    def _step(self, batch: Batch, lr: float) -> Trained:
         config, core, mask = self._config, self._core, batch.valid
         reward, explored = core.rewards(batch)
         outputs = core.policy.unroll(batch)
@@ -69,4 +69,4 @@ class A2C:
         norm = core.optimizer.step(loss, lr, ranks.weight(batch.reward, mask))
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "grad_norm": norm}
         metrics["explained_variance"] = losses.explained_variance(value, target, mask)
-        return target, {**metrics, **explored}
+        return target, mask, {**metrics, **explored}

@@ -21,6 +21,8 @@ from common.rl.ops.rewards import Clip, clipped
 from common.rl.policy import Outputs, Policy
 
 Metrics = dict[str, Tensor]
+# What a step of training gives: value targets [T, B], which of them were learned from (None: all), scalar metrics.
+Trained = tuple[Tensor, Tensor | None, Metrics]
 
 
 class ActorCriticConfig(BaseModel):
@@ -66,14 +68,14 @@ class ActorCritic:
         value = outputs.values.detach()
         return value[:-1], next_values(value, batch.final_index, final)
 
-    def update(self, batch: Batch, step: Callable[[], tuple[Tensor, Metrics]]) -> dict[str, float]:
-        """Runs `step`, which trains and gives its value targets [T, B] and scalar metrics, and gives those as numbers.
+    def update(self, batch: Batch, step: Callable[[], Trained]) -> dict[str, float]:
+        """Runs `step`, which trains, and gives its metrics as numbers.
 
         On several ranks a metric is the mean of theirs, by valid steps. If one is not finite, parameters and state
         become what they were and NonFiniteUpdate is raised.
         """
         weights, before = self.optimizer.flat.clone(), self.state_dict()
-        target, scalars = step()
+        target, learned, scalars = step()
         try:
             metrics = numbers_of(scalars, ranks.weight(batch.reward, batch.valid))
         except NonFiniteUpdate:
@@ -81,7 +83,7 @@ class ActorCritic:
             self.load_state_dict(before)
             raise
         self.policy.fold(batch)
-        self.policy.fold_targets(target, batch.valid)
+        self.policy.fold_targets(target, learned)
         return metrics
 
     def acting(self, steps: int, progress: float) -> dict[str, float]:

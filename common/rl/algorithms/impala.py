@@ -6,8 +6,8 @@ network (`network.last_action`, `network.last_reward`). Without `vtrace` the los
 
 LASER is IMPALA on batches in which `Batch.online` tells fresh columns from replayed ones. Steps beyond `trust_region`
 (b, the bound on KL(π ‖ π̃); null: none) are cut, and with them those that follow until the episode ends: they end the
-trace and are in neither loss. The entropy is that of online columns alone. π and μ are compared as normalised
-log-probabilities, by the behaviour's distribution, which travels with each step.
+trace and are in neither loss, nor in PopArt's statistics. The entropy is that of online columns alone. π and μ are
+compared as normalised log-probabilities, by the behaviour's distribution, which travels with each step.
 
 The defaults are TorchBeast's (Küttler et al. 2019), which ran Atari on one machine.
 
@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.rl import ranks
-from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics, Trained
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
@@ -85,7 +85,7 @@ class _VTraceActorCritic:
         measured = {"trusted": share, "implied_kl": losses.masked_mean(distance, batch.valid)}
         return kept if batch.valid is None else kept & batch.valid, measured
 
-    def _step(self, batch: Batch, lr: float) -> tuple[Tensor, Metrics]:
+    def _step(self, batch: Batch, lr: float) -> Trained:
         config, core = self._config, self._core
         reward, explored = core.rewards(batch)
         outputs = core.policy.unroll(batch)
@@ -113,7 +113,7 @@ class _VTraceActorCritic:
         metrics["kl"] = losses.approximate_kl(log_ratio, mask)
         metrics["clipped"] = losses.masked_mean((log_ratio > math.log(config.rho)).float(), mask)
         metrics["explained_variance"] = losses.explained_variance(value, traced.target, mask)
-        return traced.target, {**metrics, **measured, **explored}
+        return traced.target, mask, {**metrics, **measured, **explored}
 
 
 def _online(batch: Batch) -> Tensor | None:

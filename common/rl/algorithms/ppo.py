@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from common.rl import ranks
-from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Trained
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
@@ -138,7 +138,7 @@ class _Surrogate:
         factor = 1.0 / 1.5 if excess > 2.0 else 1.5 if excess < 0.5 else 1.0
         self._rate = min(max(self._rate * factor, _RATES[0]), _RATES[1])
 
-    def _update(self, batch: Batch, lr: float, clip: _Range) -> tuple[Tensor, Metrics]:
+    def _update(self, batch: Batch, lr: float, clip: _Range) -> Trained:
         config = self._config
         reward, explored = self._core.rewards(batch)
         target, explained, targets = self._targets(batch, reward)
@@ -160,7 +160,7 @@ class _Surrogate:
         metrics["clip_fraction"] = losses.outside_fraction(log_ratio, *clip, mask)
         metrics["explained_variance"] = explained
         metrics["gradient_steps"] = torch.tensor(float(len(rows)), device=explained.device)
-        return target, {**metrics, **explored}
+        return target, batch.valid, {**metrics, **explored}
 
     @torch.no_grad()
     def _targets(self, batch: Batch, reward: Tensor) -> tuple[Tensor, Tensor, _Targets]:
