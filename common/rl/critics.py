@@ -24,10 +24,10 @@ _FOR_OTHERS = ("lstm", "gru", "shared", "last_action", "last_reward", "action_ma
 _CRITICS = 0x5AC
 
 
-def feed_forward(network: Mapping[str, Any], algorithm: str) -> NetworkConfig:
-    """Validates the `network` section; a key that these networks have no use for is a ConfigError."""
+def feed_forward(network: Mapping[str, Any], algorithm: str, *unread: str) -> NetworkConfig:
+    """Validates the `network` section; a key that these networks, or this one of them, do not read is a ConfigError."""
     config = read_network(network)
-    for key in _FOR_OTHERS:
+    for key in (*_FOR_OTHERS, *unread):
         if key in network:
             raise ConfigError(f"network.{key}={network[key]!r} says nothing to {algorithm}", "leave it out")
     return config

@@ -164,3 +164,9 @@ def test_an_update_that_is_not_finite_changes_nothing(updates: int) -> None:
 def test_discrete_actions_are_refused(kind: Any) -> None:
     with pytest.raises(ConfigError, match=f"{kind.__name__} takes Box actions"):
         kind.make_actor({}, {}, env(TWO), 0)
+
+
+@pytest.mark.parametrize("kind", [DDPG, TD3])
+def test_a_std_that_a_deterministic_policy_has_not_is_refused(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"network\.log_std_init=-1\.0 says nothing to {kind.__name__}"):
+        kind.make_actor({}, {"name": "mlp", "log_std_init": -1.0}, env(BOX), 1)

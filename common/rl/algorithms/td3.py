@@ -212,4 +212,4 @@ def _make_actor(
 ) -> DeterministicActor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DeterministicActor(feed_forward(network, algorithm), env, config.noise, algorithm)
+        return DeterministicActor(feed_forward(network, algorithm, "log_std_init"), env, config.noise, algorithm)
