@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from common.config import EnvConfig
 from common.errors import ConfigError
 from common.types import ActionSpec, ArraySpec, PolicySpec
+from services.control.stepping import step_rows
 from services.env_server.backends import Backend, make_backend
 from services.env_server.backends import gymnasium as gymnasium_backend
 from services.env_server.backends.gymnasium import VectorBackend
@@ -374,3 +375,32 @@ def test_an_observation_of_another_shape_than_its_space_is_refused() -> None:
     backend = make_backend(config(f"{HERE}:Crooked"), 1)
     with pytest.raises(ConfigError, match=r"gave observation 'obs' of shape \(1, 1\), its space says \(2, 1\)"):
         backend.reset(1, {"obs": np.empty((1, 2, 1), np.float32)})
+
+
+class Choosy(gymnasium.Env[np.ndarray, int]):
+    """Notes what its action space says of what it is given, and of what it never is."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.action_space = spaces.Discrete(3, start=5)
+        self.said: list[bool] = []
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        asked = (action, 4, 8, np.int64(7), np.int64(8), 6.0, "6", np.array([6]))
+        self.said = [self.action_space.contains(x) for x in asked]
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_a_discrete_space_says_of_an_action_what_gymnasium_says() -> None:
+    env = Choosy()
+    backend = gymnasium_backend.LoopBackend(EnvConfig(), [env])
+    rows = step_rows(backend.spec, 1)
+    backend.reset(1, rows.observation)
+    backend.step(np.array([0]), *rows)
+    assert env.said == [True, False, False, True, False, False, False, False]

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from common.config import EnvConfig
@@ -79,6 +80,8 @@ class LoopBackend:
             raise ConfigError(
                 f"env.id={config.id!r} made {type(first).__name__}, not a gymnasium.Env", "return one from the factory"
             )
+        for env in envs:
+            _quicken(env.unwrapped.action_space)
         self._envs = [InfoMask(env, config.id) for env in envs] if config.info_mask else envs
         ticks = frame_skip_of(config, first)
         self.spec, self._leaves = describe(config, self._envs[0].observation_space, first.action_space, ticks)
@@ -140,6 +143,16 @@ class LoopBackend:
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _quicken(space: Space) -> None:
+    """Lets a Discrete space look at a plain int as quickly as that can be done, where its class looks at dtypes first.
+
+    Gymnasium's own environments ask it at every step whether they contain the action: a sixth of LunarLander's step.
+    """
+    if type(space) is Discrete:
+        by_class, first, end = space.contains, int(space.start), int(space.start + space.n)
+        space.contains = lambda x: first <= x < end if type(x) is int else by_class(x)  # type: ignore[method-assign]
 
 
 class VectorBackend:
