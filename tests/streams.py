@@ -125,7 +125,7 @@ class World:
         for t in range(self._steps):
             step = Step(seen, 7 * seen[-1], float(self._random.integers(-3, 4)), first, t, line=line, place=len(line))
             arrays["first"][t, b] = first
-            event = "open" if over else self._random.choice(["on"] * 6 + ["reset", "cut", "end"])
+            event = "open" if over else self._random.choice(["on"] * 6 + ["reset", "cut", "end", "stop"])
             after = (*seen[1:], self.new())
             seen, first, over = after, False, False
             if event == "open":
@@ -136,8 +136,8 @@ class World:
                 step.terminated, step.truncated = event == "reset", event == "cut"
                 finals.append((t * B + b, after))
                 seen, first = self.opening(), True
-            elif event == "end":
-                step.terminated = over = True
+            elif event in ("end", "stop"):
+                step.terminated, step.truncated, over = event == "end", event == "stop", True
             step.after = after
             line.append(step)
             column.append(step)

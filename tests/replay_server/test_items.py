@@ -118,6 +118,14 @@ def test_a_truncated_transition_goes_on_from_its_true_last_observation() -> None
     }
 
 
+def test_an_episode_truncated_before_a_step_that_only_resets_ends_there() -> None:
+    table = table_of(4, 100, n_step=3, discount=0.5)
+    unroll = line([1, 2, 0, 8], first=[3])
+    unroll.arrays["truncated"][1], unroll.arrays["valid"][2] = True, False
+    put(table, unroll)
+    assert returns(table) == {10.0: (2.0, 0.25, 12.0), 11.0: (2.0, 0.5, 12.0)}
+
+
 def test_rewards_are_clipped_one_by_one_before_they_are_summed() -> None:
     table = table_of(3, 100, n_step=2, discount=0.5, reward_clip=1.0)
     put(table, line([5, -7, 0.5]))
