@@ -286,6 +286,15 @@ def test_hindsight_replaces_goals_by_what_the_same_episode_reached(
     assert set(drawn["next_observation.achieved_goal"][drawn["observation.obs"][:, 0] == 13, 0]) == {-20.0}
 
 
+def test_an_episode_whose_start_was_overwritten_is_relabelled_by_what_is_left_of_it() -> None:
+    table = table_of(4, 12, her={"k": 4, "strategy": "episode"})
+    for number, truncated in ((1, []), (2, [3]), (3, [3]), (4, [3])):
+        put(table, goals(number, truncated))
+    drawn = draw(table, 2000)
+    chosen = drawn["relabelled"] & (drawn["observation.obs"][:, 0] == 20)
+    assert set(drawn["observation.desired_goal"][chosen, 0]) == {-21, -22, -23, -903}
+
+
 def test_relabelled_steps_are_discounted_as_ones_that_end_nothing_even_where_all_ended() -> None:
     table = table_of(4, 100, her={"k": 1}, discount=0.9)
     for number in range(1, 5):
