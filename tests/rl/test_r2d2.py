@@ -141,6 +141,19 @@ def test_burn_in_brings_the_stored_state_up_to_date() -> None:
     assert learned(**{"observation.obs": looks})["loss"] != learned()["loss"]
 
 
+def test_no_gradient_flows_through_the_burn_in() -> None:
+    actor, r2d2 = make()
+    arrays = draw(actor)
+    arrays["first"][0] = False
+    # After the burn-in the first number seen is nothing: no step that is learned from moves what it is weighed by.
+    arrays["observation.obs"][3:, :, 0] = 0.0
+    weight = actor.get_parameter("trunk.encoders.0.layers.0.weight")
+    before = weight.detach().clone()
+    r2d2.learn(to_batch(arrays, CPU), 0.0)
+    assert torch.equal(weight[:, 0], before[:, 0])
+    assert not torch.equal(weight[:, 1], before[:, 1])
+
+
 def test_padding_teaches_nothing() -> None:
     actor, _ = make()
     arrays = draw(actor)
