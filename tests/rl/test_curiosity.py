@@ -60,6 +60,21 @@ def test_the_reward_is_the_weighted_error_of_the_forward_model(cartpole: EnvSpec
     torch.testing.assert_close(three.learn(batch)[0], 3.0 * reward)
 
 
+@pytest.mark.parametrize("forward", [True, False])
+def test_each_loss_trains_its_own_model_by_its_share_and_the_encoder_learns_from_the_inverse_one_alone(
+    forward: bool, cartpole: EnvSpec
+) -> None:
+    module = curiosity(cartpole, forward_weight=1.0 - 1e-12 if forward else 1e-12, lr=1e-3)
+    before = module.state_dict()["parameters"]
+    module.learn(to_batch(wheel(0), CPU))
+    moved = (module.state_dict()["parameters"] - before).abs()
+    # The forward model's are the last: from 64 features and 2 actions to 32, from 32 to 64.
+    size = (66 + 1) * 32 + (32 + 1) * 64
+    others, foretell = moved[:-size].max().item(), moved[-size:].max().item()
+    # Adam's first step is its learning rate.
+    assert [others, foretell] == pytest.approx([0.0, 1e-3] if forward else [1e-3, 0.0], abs=1e-5)
+
+
 def test_observations_are_normalised_by_those_before_this_batch_and_that_is_saved(cartpole: EnvSpec) -> None:
     arrays = wheel(0)
     small = {**arrays, "observation.obs": 1e-3 * arrays["observation.obs"] + 7.0}
