@@ -12,6 +12,7 @@ from common.rl.actor import pack_weights
 from common.rl.algorithms.base import OptimizerConfig
 from common.rl.algorithms.impala import IMPALA, LASER
 from common.rl.batch import Batch, to_batch
+from common.rl.ops.trust_region import implied_kl
 from common.rl.ops.vtrace import Thresholds, vtrace
 from common.rl.policy import Outputs, Policy
 from common.types import ActionSpec, Arrays, EnvSpec
@@ -189,6 +190,15 @@ def test_popart_follows_the_targets_of_trusted_steps_alone(arrays: Arrays, cartp
     assert laser.learn(to_batch(arrays, CPU), 0.0)["trusted"] == pytest.approx(1.0 - 8 / 72)
     # The first update counts whole.
     assert policy.popart.mean.item() == pytest.approx(100.0, rel=1e-5)
+
+
+def test_the_trust_region_is_measured_with_the_ratios_cut_at_rho(arrays: Arrays, cartpole: EnvSpec) -> None:
+    policy, laser = make(LASER, cartpole, rho=2.0)
+    batch = to_batch(off_policy(arrays), CPU)
+    distribution, behaviour = policy.unroll(batch).distribution, policy.behaviour(batch.extras)
+    expected, other = (implied_kl(distribution, behaviour, rho, 1).mean().item() for rho in (2.0, 1.0))
+    assert expected < 0.8 * other
+    assert laser.learn(batch, 0.0)["implied_kl"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_entropy_is_that_of_online_columns(arrays: Arrays, cartpole: EnvSpec) -> None:

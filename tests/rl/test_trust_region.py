@@ -59,6 +59,13 @@ def test_normals_come_near_the_integral() -> None:
     assert implied_kl(pi, mu, 1.0, 1).item() == pytest.approx(expected.item(), abs=0.01)
 
 
+@pytest.mark.parametrize(("rho", "expected"), [(1.0, 0.21503), (2.0, 0.09831), (4.0, 0.03125)])
+def test_a_wider_cut_brings_the_implied_policy_nearer_for_normals_too(rho: float, expected: float) -> None:
+    # N(1, 1) from the data of N(0, 1); by quadrature.
+    pi, mu = (DiagNormal(torch.tensor([[mean]]), torch.zeros(1), (1,)) for mean in (1.0, 0.0))
+    assert implied_kl(pi, mu, rho, 1).item() == pytest.approx(expected, abs=0.01)
+
+
 def flags(*rows: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.bool).view(-1, 1)
 
