@@ -210,6 +210,22 @@ def test_each_update_has_noise_of_its_own() -> None:
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
+def test_what_is_learned_and_what_values_it_have_noise_of_their_own() -> None:
+    one = EnvSpec("a", (ArraySpec("obs", "<f4", (4,)),), ActionSpec("discrete", "<i8", (), (1,)))
+    actor = DQN.make_actor({"noisy": 0.5}, {}, one, 0)
+    dqn = DQN({"noisy": 0.5}, OptimizerConfig(), actor, 0)
+    # Each state leads to itself for nothing: under the same noise there is nothing to learn.
+    looks, zeros = draw()["observation.obs"], np.zeros(16, np.float32)
+    still = batch(**{"next_observation.obs": looks, "action": np.zeros(16, np.int64)}, reward=zeros, discount=zeros + 1)
+    assert dqn.learn(still, 0.0)["loss"] > 1e-3
+
+
+def test_what_chooses_and_what_values_have_noise_of_their_own() -> None:
+    # The target is still a copy: under the same noise, choosing by either is choosing by both.
+    losses = [make(noisy=5.0, double=double)[1].learn(batch(), 0.0)["loss"] for double in (False, True)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_noise_makes_an_update_another_for_another_seed_and_else_the_same() -> None:
     settings = VARIANTS["rainbow"]
     losses = []
