@@ -57,3 +57,17 @@ async def test_acting_that_is_held_back_gives_data_that_are_as_many_versions_old
     assert len(trained) > 100
     # Until there are so many versions, the first one acts.
     assert min(int(row["policy_lag_max"]) for row in trained[60:]) >= 12
+
+
+async def test_weights_go_out_after_every_so_many_updates(tmp_path: Path) -> None:
+    overlay = {
+        "replay": {"max_policy_lag": 30, "tables": {"experience": {"kind": "fifo", "capacity": 4}}},
+        "learner": {"batch": 1, "log_s": 1e-9, "publish_every": 3},
+        "algorithm": {"name": "impala"},
+        "rollout": {"unroll": 1},
+        "stop": {"steps": 2000},
+    }
+    # A row is written after its update.
+    acted = {int(row["updates"]) - 1 - int(row["policy_lag_max"]) for row in await rows(tmp_path, overlay)}
+    assert len(acted) > 5
+    assert {version % 3 for version in acted} == {0}
