@@ -1,0 +1,44 @@
+"""Which checkpoint a job's record calls the best, in one life of the learner and in the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.config import validate
+from common.service import make_context
+from common.types import ActionSpec, ArraySpec, EnvSpec
+from services.learner_server.checkpoint import find
+from services.learner_server.record import Record
+from services.learner_server.trainer import Trainer
+
+SPEC = EnvSpec("toy", (ArraySpec("obs", "<f4", (3,)),), ActionSpec("discrete", "<i8", (), (2,)))
+# The mean is over one episode: the last.
+CONFIG = validate({"network": {"hidden": [4]}, "algorithm": {"name": "a2c"}, "stop": {"episodes": 1}})
+
+
+def save(record: Record, trainer: Trainer, updates: int, episode_return: float) -> None:
+    """Saves after so many updates, the last episode's return being that."""
+    trainer.updates = updates
+    told = {
+        "counters": np.array([[7, updates, updates, updates]]),
+        "episode_returns": np.array([episode_return], np.float32),
+        "episode_lengths": np.array([1], np.int32),
+        "episode_origins": np.array([[7, updates]]),
+    }
+    record.tally.merge(told)
+    record.save(trainer)
+
+
+def test_the_best_is_the_checkpoint_of_the_highest_return_in_earlier_lives_too(tmp_path: Path) -> None:
+    record, trainer = Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 1)
+    for updates, episode_return in ((1, 1.0), (2, 3.0), (3, 2.0)):
+        save(record, trainer, updates, episode_return)
+    assert find(tmp_path, "best").name == "000000002"
+    resumed, trainer = Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 2)
+    resumed.resume(trainer)
+    save(resumed, trainer, 4, 2.0)
+    assert find(tmp_path, "best").name == "000000002"
+    save(resumed, trainer, 5, 4.0)
+    assert find(tmp_path, "best").name == "000000005"
