@@ -90,21 +90,21 @@ def train(
 
       headrace train configs/cartpole_ppo.yaml --engine inline
     """
-    from services.control.compose import make_run_dir
+    from services.control.run_dir import RunDir, new_run
     from services.control.train import train_inline, train_local
 
     config_file, overrides = _split(what or [])
     if resume is not None:
         config = _resumed(resume, config_file, overrides)
-        run_dir = resume
+        run = RunDir(resume, config)
     else:
         config = _preset(algo, env, config_file, overrides) if algo or env else _load(config_file, overrides)
-        run_dir = make_run_dir(config)
-    if engine is EngineName.inline:
-        raise typer.Exit(train_inline(config, run_dir))
+        run = new_run(config)
     # The services read the composed config alone: variables that made it must not be laid over it a second time.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-    raise typer.Exit(train_local(config, run_dir, environ))
+    with run:
+        code = train_inline(config, run) if engine is EngineName.inline else train_local(config, run, environ)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -311,8 +311,6 @@ def _preset(algo: str | None, env: str | None, config_file: Path | None, overrid
 
 
 def _resumed(run: Path, config_file: Path | None, overrides: list[str]) -> Any:
-    from services.control.compose import write_config
-
     if config_file is not None:
         raise ConfigError(f"{config_file} was given with --resume", "a run goes on with its own config.yaml")
     if not (run / "config.yaml").exists():
@@ -321,7 +319,6 @@ def _resumed(run: Path, config_file: Path | None, overrides: list[str]) -> Any:
     rings = [name for name, table in config.replay.tables.items() if table.kind != "fifo"]
     if rings and not config.replay.checkpoint_s:
         typer.echo(f"{', '.join(rings)} starts empty: with replay.checkpoint_s=0 a run keeps no ring", err=True)
-    write_config(config, run)
     return config
 
 

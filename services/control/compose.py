@@ -1,4 +1,4 @@
-"""Turns a Config into a job: the run directory, and the processes with their addresses.
+"""Turns a Config into a job: the processes with their addresses.
 
 Knows which services there are and how they are called; starts nothing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,38 +40,6 @@ class Plan:
     run_dir: Path
     sockets: Path
     processes: tuple[Process, ...]
-
-
-def make_run_dir(config: Config) -> Path:
-    """Makes the run's directory with `config.yaml` in it; refuses a name that is taken, or a place it cannot write."""
-    try:
-        run_dir = _new_dir(config)
-        write_config(config, run_dir)
-    except OSError as error:
-        where = f"run.dir={config.run.dir!r} cannot take the run: {error.filename}: {error.strerror}"
-        raise ConfigError(where, "set run.dir to a directory that you may write in") from None
-    return run_dir
-
-
-def _new_dir(config: Config) -> Path:
-    base = Path(config.run.dir)
-    if config.run.name:
-        run_dir = base / config.run.name
-        if (run_dir / "config.yaml").exists():
-            raise ConfigError(
-                f"run.name={config.run.name!r}: {run_dir} exists already",
-                f"resume it with `headrace train --resume {run_dir}` or choose another run.name",
-            )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return run_dir
-    return _free_dir(base, f"{_word(config.algorithm)}-{_tail(config.env.id)}-{time.strftime('%m%d-%H%M%S')}")
-
-
-def write_config(config: Config, run_dir: Path) -> None:
-    """Saves `config` with the run, whole or not at all."""
-    fresh = run_dir / "config.yaml.new"
-    fresh.write_text(config.to_yaml())
-    fresh.replace(run_dir / "config.yaml")
 
 
 def private_dir() -> Path:
@@ -172,22 +139,3 @@ def _process(
         argv.append(f"metrics.port={config.metrics.port + port}")
     threads = {"inference": config.inference.threads, "learner": config.learner.threads}.get(role, 1)
     return Process(name, role, tuple(argv), threads, announce, run_dir / "logs" / f"{name}.log")
-
-
-def _free_dir(base: Path, name: str) -> Path:
-    for attempt in range(1, 1000):
-        run_dir = base / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            run_dir.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return run_dir
-    raise ConfigError(f"run.dir={str(base)!r} has no free name like {name}", "set run.name")
-
-
-def _word(section: Mapping[str, Any]) -> str:
-    return _tail(str(section.get("name", "run")))
-
-
-def _tail(name: str) -> str:
-    return name.rpartition(":")[2].rpartition("/")[2]

@@ -20,6 +20,7 @@ from services.control.board import Board
 from services.control.compose import local_plan, private_dir
 from services.control.engines.local import LocalEngine
 from services.control.monitor import Monitor, Snapshot, Source, http_source
+from services.control.run_dir import RunDir
 from services.control.words import clock, count, number
 
 if TYPE_CHECKING:
@@ -48,30 +49,28 @@ class Engine(Protocol):
     async def run(self) -> int: ...
 
 
-def train_local(config: Config, run_dir: Path, environ: Mapping[str, str]) -> int:
+def train_local(config: Config, run: RunDir, environ: Mapping[str, str]) -> int:
     """Trains with one process per service; gives the exit code, raises the HeadraceError that ended the job."""
     sockets = private_dir()
     try:
-        plan = local_plan(config, run_dir, sockets)
+        plan = local_plan(config, run.path, sockets)
         board = Board()
-        return asyncio.run(_run(config, run_dir, LocalEngine(plan, board, environ), board, http_source(plan)))
+        return asyncio.run(_run(config, run, LocalEngine(plan, board, environ), board, http_source(plan)))
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def train_inline(config: Config, run_dir: Path) -> int:
+def train_inline(config: Config, run: RunDir) -> int:
     """Trains with all services in this process, which loads torch and everything else into it."""
     from services.control.engines.inline import InlineEngine
 
     board = Board()
-    engine = InlineEngine(config, run_dir, board)
-    return asyncio.run(_run(config, run_dir, engine, board, engine.source))
+    engine = InlineEngine(config, run.path, board)
+    return asyncio.run(_run(config, run, engine, board, engine.source))
 
 
-async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, source: Source) -> int:
+async def _run(config: Config, run: RunDir, engine: Engine, board: Board, source: Source) -> int:
     began = time.monotonic()
-    result = run_dir / "result.json"
-    result.unlink(missing_ok=True)
     job = asyncio.create_task(engine.run())
     started = asyncio.create_task(engine.started.wait())
     await asyncio.wait([job, started], return_when=asyncio.FIRST_COMPLETED)
@@ -83,21 +82,23 @@ async def _run(config: Config, run_dir: Path, engine: Engine, board: Board, sour
     console = Console()
     monitor = Monitor(board, source, config.stop.episode_return)
     polling = asyncio.create_task(monitor.poll_forever())
-    view = make_view(job_of(config, run_dir), console)
+    view = make_view(job_of(config, run.path), console)
     try:
         while not job.done():
+            # All four roles have a part in an update: no setting of this start will be refused any more.
+            run.begun = run.begun or bool(monitor.snapshot.updates)
             show(view, board, monitor.snapshot)
             await asyncio.wait([job], timeout=REFRESH_S)
     finally:
         polling.cancel()
         started.cancel()
         monitor.refresh(time.monotonic())
-        ended = _read_result(result)
+        ended = _read_result(run.path / "result.json")
         show(view, board, _final(monitor.snapshot, ended))
         view.close()
     code = job.result()
     with suppress(OSError):  # the terminal may be gone by now
-        for text in summary(run_dir, ended, time.monotonic() - began, engine.interrupted):
+        for text in summary(run.path, ended, time.monotonic() - began, engine.interrupted):
             console.print(text, highlight=False, soft_wrap=True)
     return code
 

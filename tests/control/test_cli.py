@@ -11,7 +11,6 @@ import pytest
 from common.config import CONFIGS, load
 from common.rl.registry import ALGORITHMS
 from services.control.cli import _resumed
-from services.control.compose import write_config
 
 ROOT = CONFIGS.parent
 
@@ -64,7 +63,8 @@ def test_an_unknown_algorithm_is_named_with_the_nearest() -> None:
 def test_a_resumed_run_says_if_its_ring_was_not_kept(
     seconds: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_config(load(CONFIGS / "cartpole_dqn.yaml", [f"replay.checkpoint_s={seconds}"], {}), tmp_path)
+    config = load(CONFIGS / "cartpole_dqn.yaml", [f"replay.checkpoint_s={seconds}"], {})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     _resumed(tmp_path, None, [])
     words = "experience starts empty: with replay.checkpoint_s=0 a run keeps no ring\n"
     assert capsys.readouterr().err == (words if said else "")

@@ -9,7 +9,7 @@ import yaml
 
 from common.config import Config, load
 from common.errors import ConfigError
-from services.control.compose import local_plan, make_run_dir, overlay_of, place
+from services.control.compose import local_plan, overlay_of, place
 
 
 def test_local_plan_gives_each_service_a_process_and_an_ipc_address(tmp_path: Path) -> None:
@@ -54,30 +54,6 @@ def test_too_few_addresses_for_the_inference_servers_are_refused() -> None:
 def test_a_fixed_metrics_port_counts_up_over_the_processes(tmp_path: Path) -> None:
     plan = local_plan(load(None, ["metrics.port=9100"], {}), tmp_path, tmp_path)
     assert [process.argv[-1] for process in plan.processes] == [f"metrics.port={9100 + i}" for i in range(4)]
-
-
-def test_run_dir_saves_the_config_and_refuses_a_taken_name(tmp_path: Path) -> None:
-    config = load(None, [f"run.dir={tmp_path}", "run.name=mine", "learner.lr=0.5"], {})
-    run_dir = make_run_dir(config)
-    assert run_dir == tmp_path / "mine"
-    assert load(run_dir / "config.yaml", (), {}) == config
-    with pytest.raises(ConfigError, match=r"run\.name='mine'"):
-        make_run_dir(config)
-
-
-def test_runs_without_a_name_never_share_a_directory(tmp_path: Path) -> None:
-    config = load(None, [f"run.dir={tmp_path}", "env.id=ALE/Pong-v5"], {})
-    runs = {make_run_dir(config) for _ in range(3)}
-    assert len(runs) == 3
-    assert all(run.name.startswith("ppo-Pong-v5-") for run in runs)
-
-
-@pytest.mark.parametrize("name", [(), ("run.name=mine",)])
-def test_a_place_that_cannot_take_a_run_is_named(tmp_path: Path, name: tuple[str, ...]) -> None:
-    (tmp_path / "file").write_text("in the way")
-    config = load(None, [f"run.dir={tmp_path}/file", *name], {})
-    with pytest.raises(ConfigError, match=r"run\.dir='.*/file' cannot take the run: .*Not a directory"):
-        make_run_dir(config)
 
 
 def test_overlay_names_what_differs_and_nothing_else() -> None:
