@@ -21,7 +21,7 @@ from common.errors import ConfigError, HeadraceError
 from services.control.board import Board, ProcessState
 from services.control.compose import Plan, Process
 from services.control.engines import guardian
-from services.control.engines.restarts import CRASHES, WINDOW_S, Restarts
+from services.control.engines.restarts import CRASHES, LONG_S, Restarts
 
 DRAIN_S = 60.0
 GRACE_S = 5.0
@@ -91,12 +91,13 @@ class LocalEngine:
         """Runs one process again and again until the job or the process ends for good."""
         restarts = Restarts(random.Random())
         while not self._stopping.is_set():
+            born = time.monotonic()
             try:
                 code = await self._live(process, restarts.count)
             except OSError as error:
                 self._fail(HeadraceError(f"{process.name} cannot be started: {error}", "free memory or process slots"))
                 return
-            delay = await self._judge(process, code, restarts)
+            delay = await self._judge(process, code, restarts, time.monotonic() - born)
             if delay is None:
                 return
             with suppress(TimeoutError):
@@ -129,7 +130,7 @@ class LocalEngine:
             child.terminate()
         return await child.wait()
 
-    async def _judge(self, process: Process, code: int, restarts: Restarts) -> float | None:
+    async def _judge(self, process: Process, code: int, restarts: Restarts, lived_s: float) -> float | None:
         """Gives the delay before the process starts again, or None when it shall not."""
         state = self._board.processes[process.name]
         state.phase = "ended"
@@ -146,13 +147,12 @@ class LocalEngine:
             return None
         elif code > 0:
             said += ": " + (_tail(process, 1) or ["its log is empty"])[0]
-        delay = restarts.crashed(time.monotonic())
+        delay = restarts.crashed(lived_s)
         if delay is None:
             lines = "\n".join(f"  {line}" for line in _tail(process, LOG_LINES))
             self._board.say(f"{said}\nthe last lines of {process.log}:\n{lines}")
-            self._fail(
-                HeadraceError(f"{process.name} crashed {CRASHES} times within {WINDOW_S:.0f} s", f"see {process.log}")
-            )
+            text = f"{process.name} crashed {CRASHES} times in a row, each time within {LONG_S:.0f} s"
+            self._fail(HeadraceError(text, f"see {process.log}"))
             return None
         state.phase = "restarting"
         self._board.say(f"{said}; restarting in {delay:.1f} s ({restarts.count})")
