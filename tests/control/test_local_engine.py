@@ -147,6 +147,19 @@ async def test_a_service_that_leaves_a_running_job_is_started_again(tmp_path: Pa
     assert await job == 0
 
 
+async def test_a_service_that_ends_long_before_the_learner_does_has_not_left_the_job(tmp_path: Path) -> None:
+    result = str(tmp_path / "result.json")
+    plan = make_plan(
+        tmp_path,
+        learner=f"import pathlib, time\npathlib.Path({result!r}).touch()\ntime.sleep(2)",  # ten times linger_s
+        replay_0=f"import pathlib, time\nwhile not pathlib.Path({result!r}).exists(): time.sleep(0.01)",
+    )
+    engine, board = engine_of(plan)
+    assert await engine.run() == 0
+    assert list(board.notices) == []
+    assert board.processes["replay-0"].life == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_one_signal_lets_the_learner_save_and_ends_with_0(tmp_path: Path, number: signal.Signals) -> None:
     saved, ready = tmp_path / "saved", tmp_path / "ready"

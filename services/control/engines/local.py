@@ -162,7 +162,8 @@ class LocalEngine:
         """Whether the job ends soon: a service that hears of the end before control does has not crashed."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), self._plan.config.net.linger_s)
-        return self._stopping.is_set()
+        # The learner writes its result and then tells everybody for as long again, so it may well end after them.
+        return self._stopping.is_set() or (self._plan.run_dir / "result.json").exists()
 
     def _note_drain(self, process: Process, code: int) -> None:
         if process.role != "learner" or code in (0, -signal.SIGTERM) or self._killed:
