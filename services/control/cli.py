@@ -95,6 +95,9 @@ def train(
 
     config_file, overrides = _split(what or [])
     if resume is not None:
+        if algo or env:
+            given = f"--algo {algo}" if algo else f"--env {env}"
+            raise ConfigError(f"{given} was given with --resume", "leave it out: a run has its own config.yaml")
         config = _resumed(resume, config_file, overrides)
         run = RunDir(resume, config)
     else:

@@ -74,6 +74,14 @@ def test_resume_wants_a_run(tmp_path: Path) -> None:
     assert refused("train", "--resume", str(tmp_path))[0] == f"error: --resume {tmp_path}: there is no config.yaml"
 
 
+@pytest.mark.parametrize("given", ["--algo dqn", "--env Acrobot-v1"])
+def test_resume_takes_no_preset(tmp_path: Path, given: str) -> None:
+    (tmp_path / "config.yaml").write_text(load(None, (), {}).to_yaml())
+    said = refused("train", "--resume", str(tmp_path), *given.split())
+    remedy = "remedy: leave it out: a run has its own config.yaml"
+    assert said == [f"error: {given} was given with --resume", remedy]
+
+
 def test_check_refuses_an_environment_that_is_not_there() -> None:
     said = refused("check", "CartPole-v99")
     assert said == ["error: env.id='CartPole-v99' is not registered", "remedy: did you mean CartPole-v1?"]
