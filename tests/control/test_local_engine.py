@@ -181,7 +181,7 @@ async def test_ctrl_c_twice_ends_a_stubborn_job_at_once_with_130(tmp_path: Path)
     job = asyncio.create_task(engine.run())
     await until(ready.exists, "the learner starts")
     os.kill(os.getpid(), signal.SIGINT)
-    await until(lambda: any("once more" in text for text in board.notices), "the first Ctrl-C is said aloud")
+    await until(lambda: any("Ctrl-C stops at once" in text for text in board.notices), "the first Ctrl-C is said aloud")
     os.kill(os.getpid(), signal.SIGINT)
     assert await asyncio.wait_for(job, 5.0) == KILLED
     nothing_left(plan)

@@ -90,6 +90,17 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_goes_on_from_it(tmp_path: Pat
     assert after["updates"] >= before["updates"] > 0
 
 
+@pytest.mark.parametrize("engine", ["local", "inline"])
+def test_a_terminal_that_closes_stops_a_job_with_a_checkpoint(tmp_path: Path, engine: str) -> None:
+    run = tmp_path / "job"
+    job = start(tmp_path, *ENDLESS, "learner.log_s=0.1", "--engine", engine)
+    until((run / "progress.csv").exists, job, "the learner makes an update")
+    job.send_signal(signal.SIGHUP)
+    assert "SIGHUP: stopping after a checkpoint; Ctrl-C stops at once" in finish(job)
+    assert result(run)["outcome"] == "stopped"
+    assert (run / "checkpoints" / "latest").exists()
+
+
 def test_what_the_learner_refuses_ends_the_job_with_2_and_its_words(tmp_path: Path) -> None:
     job = start(tmp_path, *SHORT, "algorithm.clipp=0.1")
     out, _ = job.communicate(timeout=60)

@@ -19,7 +19,7 @@ from common.errors import Finished
 from common.service import Context, make_context
 from services.control.board import Board, ProcessState
 from services.control.compose import earlier_lives, place, services
-from services.control.engines.local import DRAIN_S, GRACE_S, KILLED
+from services.control.engines.local import DRAIN_S, GRACE_S, KILLED, catch_signals
 from services.control.readings import Reading, parse_metrics
 
 
@@ -53,9 +53,7 @@ class InlineEngine:
     async def run(self) -> int:
         self._log.parent.mkdir(exist_ok=True)
         logging.basicConfig(filename=self._log, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled)
+        catch_signals(self._signalled)
         tasks = {name: asyncio.create_task(self._live(context)) for name, context in self._contexts.items()}
         self.started.set()
         stopping = asyncio.create_task(self._stopping.wait())
@@ -103,10 +101,12 @@ class InlineEngine:
         finally:
             state.phase = "ended"
 
-    def _signalled(self) -> None:
+    def _signalled(self, number: signal.Signals) -> None:
         if self._interrupted:
-            # Threads that compute cannot be cancelled, and "now" means now.
-            os._exit(KILLED)
+            if number == signal.SIGINT:
+                # Threads that compute cannot be cancelled, and "now" means now.
+                os._exit(KILLED)
+            return
         self._interrupted = True
-        self._board.say("stopping after a checkpoint; once more stops at once")
+        self._board.say(f"{number.name}: stopping after a checkpoint; Ctrl-C stops at once")
         self._stopping.set()

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from common.errors import ConfigError, HeadraceError
@@ -53,10 +53,7 @@ class LocalEngine:
         return self._interrupted
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
-                loop.add_signal_handler(number, self._signalled, number)
+        catch_signals(self._signalled)
         self._group = guardian.start(str(self._plan.sockets))
         try:
             keepers = {process.name: asyncio.create_task(self._keep(process)) for process in self._plan.processes}
@@ -191,7 +188,7 @@ class LocalEngine:
             for name in self._children:
                 self._signal(name, signal.SIGTERM)
             return
-        self._board.say(f"{number.name}: stopping after a checkpoint; once more stops at once")
+        self._board.say(f"{number.name}: stopping after a checkpoint; Ctrl-C stops at once")
         self._stopping.set()
 
     async def _terminate(
@@ -230,6 +227,14 @@ class LocalEngine:
         assert self._group.stdin is not None
         self._group.stdin.close()
         shutil.rmtree(self._plan.sockets, ignore_errors=True)
+
+
+def catch_signals(handle: Callable[[signal.Signals], None]) -> None:
+    """Calls `handle` with each signal that ends a job."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+            loop.add_signal_handler(number, handle, number)
 
 
 async def _wait(names: Iterable[str], keepers: Mapping[str, asyncio.Task[None]], timeout_s: float) -> list[str]:
