@@ -161,7 +161,7 @@ def evaluate(
     run: Run,
     episodes: Annotated[int, typer.Option(min=1, help="fresh episodes")] = 100,
     video: Annotated[bool, typer.Option("--video", help="write RUN/video.mp4 of one episode")] = False,
-    seed: Annotated[int, typer.Option(help="seed of the environments; training used others")] = 1_000_003,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the environments; training used others")] = 1_000_003,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a checkpoint's name")] = "latest",
 ) -> None:
     """Plays fresh episodes with a run's policy, greedily, and reports the return's mean ± std.

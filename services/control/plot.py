@@ -16,6 +16,7 @@ import numpy as np
 
 from common.config import Config, load
 from common.errors import ConfigError
+from services.control.targets import check_target
 
 matplotlib.use("Agg")
 
@@ -47,6 +48,9 @@ def plot_runs(runs: list[Path], out: Path | None = None) -> Path:
     """Writes the PNG of one run (RUN/curve.png) or of several together (comparison.png), and gives its path."""
     curves = [read_curve(run) for run in runs]
     path = out or (runs[0] / "curve.png" if len(runs) == 1 else Path("comparison.png"))
+    check_target("--out", path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--out {path}: a plot is a PNG", f"name it {path.with_suffix('.png')}")
     figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     figure.suptitle(
         curves[0].name if len(curves) == 1 else "learning curves", x=0.01, ha="left", weight="bold", color=INK
@@ -88,12 +92,16 @@ def read_curve(run: Path) -> Curve:
     if not path.exists():
         raise ConfigError(f"{run} has no progress.csv", "name a run's directory, such as one under runs/")
     with path.open(newline="") as lines:
-        # A row without an episode yet has no return, and a job that was killed may leave half a row.
-        rows = [
-            (float(row["steps"]), float(row["seconds"]), float(row["episode_return"]))
-            for row in csv.DictReader(lines)
-            if row.get("episode_return") not in (None, "", "nan")
-        ]
+        table = csv.DictReader(lines)
+        try:
+            # A row without an episode yet has no return, and a job that was killed may leave half a row.
+            rows = [
+                (float(row["steps"]), float(row["seconds"]), float(row["episode_return"]))
+                for row in table
+                if row.get("episode_return") not in (None, "", "nan")
+            ]
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"{path}, line {table.line_num}: {error}", "mend the line or take it out") from None
     if not rows:
         raise ConfigError(f"{path} has no finished episode yet", "train on, then plot")
     steps, seconds, returns = (list(column) for column in zip(*rows, strict=True))

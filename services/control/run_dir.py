@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 from common.config import Config
 from common.errors import ConfigError
+from services.control.targets import writing
 
 _OWN = ("config.yaml", "result.json")
 
@@ -91,13 +92,8 @@ def _free_dir(config: Config) -> Path:
     raise ConfigError(f"run.dir={str(base)!r} has no free name like {name}", "set run.name")
 
 
-@contextmanager
-def _writing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        text = f"run.dir={where!r} cannot take the run: {error.filename}: {error.strerror}"
-        raise ConfigError(text, "set run.dir to a directory that you may write in") from None
+def _writing(where: str) -> AbstractContextManager[None]:
+    return writing(f"run.dir={where!r} cannot take the run", "set run.dir to a directory that you may write in")
 
 
 def _write(path: Path, text: str) -> None:

@@ -82,6 +82,15 @@ def test_resume_takes_no_preset(tmp_path: Path, given: str) -> None:
     assert said == [f"error: {given} was given with --resume", remedy]
 
 
+def test_bench_asks_for_its_file_before_it_measures() -> None:
+    said = refused("bench", "collect", "--json", "/nope/x.json")
+    assert said[0] == "error: --json /nope/x.json: there is no directory /nope"
+
+
+def test_a_seed_is_no_negative_number(tmp_path: Path) -> None:
+    assert "--seed" in " ".join(refused("evaluate", str(tmp_path), "--seed", "-1"))
+
+
 def test_check_refuses_an_environment_that_is_not_there() -> None:
     said = refused("check", "CartPole-v99")
     assert said == ["error: env.id='CartPole-v99' is not registered", "remedy: did you mean CartPole-v1?"]

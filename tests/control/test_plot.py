@@ -40,6 +40,25 @@ def test_curve_leaves_out_rows_without_episodes_and_half_rows(tmp_path: Path) ->
     assert curve.name == "ppo on CartPole-v1 (run)"
 
 
+@pytest.mark.parametrize(
+    ("was", "bad", "said"), [("22.5,22.5", "soon,22.5", "line 3: .*'soon'"), ("steps,", "stairs,", "line 3: 'steps'")]
+)
+def test_a_log_that_is_none_is_named_with_its_line(tmp_path: Path, was: str, bad: str, said: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "progress.csv").write_text(PROGRESS.replace(was, bad, 1))
+    with pytest.raises(ConfigError, match=rf"progress\.csv, {said}"):
+        read_curve(run)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("no/x.png", "there is no directory"), ("x.foo", "a plot is a PNG"), ("x", "a plot is a PNG"), ("", "directory")],
+)
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, out: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"--out .*{said}"):
+        plot_runs([make_run(tmp_path / "run")], tmp_path / out)
+
+
 def test_one_run_gets_a_curve_of_its_own(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert plot_runs([run]) == run / "curve.png"

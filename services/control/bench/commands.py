@@ -11,6 +11,7 @@ import typer
 
 from common.config import CONFIGS, load
 from common.errors import ConfigError
+from services.control.targets import check_target
 
 if TYPE_CHECKING:
     from services.control.bench.report import Report
@@ -26,7 +27,18 @@ Tuned = Annotated[
 ]
 Seconds = Annotated[float, typer.Option(min=0.2, help="seconds of each measurement")]
 Repeat = Annotated[int, typer.Option(min=1, help="repetitions; the subjects take turns")]
-Json = Annotated[Path | None, typer.Option("--json", help="write every repetition to this file", metavar="FILE")]
+
+
+def _target(path: Path | None) -> Path | None:
+    if path is not None:
+        check_target("--json", path)
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="write every repetition to this file", metavar="FILE", callback=_target),
+]
 Home = Annotated[Path, typer.Option("--peers", help="where the peers' virtual environments are")]
 
 Profile = Annotated[bool, typer.Option("--profile", help="also say where the time goes (needs py-spy)")]

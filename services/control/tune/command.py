@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.config import Config
-from common.errors import ConfigError
+from services.control.targets import check_target
 from services.control.tune.search import Search
 from services.control.tune.tuner import Tuning, bottleneck, point_of, space_of, tune, write
 from services.control.tune.view import make_view
@@ -17,8 +17,7 @@ from services.control.words import count
 
 def tune_job(config: Config, output: Path, minutes: float, seconds: float) -> None:
     """Tunes `config` and writes the overlay; Ctrl-C ends the search and writes the best so far."""
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: there is no directory {output.parent}", "make it, or name another file")
+    check_target("--output", output)
     tuning = Tuning(config, Search(space_of(config), point_of(config)), minutes, seconds)
     console = Console()
     view = make_view(console)
