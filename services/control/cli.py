@@ -7,15 +7,16 @@ top: the time from Enter to the first step of a job is part of what a user waits
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from common.errors import ConfigError, HeadraceError
+from common.errors import ConfigError
 from services.control.bench.commands import app as bench
+from services.control.entry import answered
+from services.control.extras import require
 
 app = typer.Typer(
     name="headrace",
@@ -93,6 +94,8 @@ def train(
     from services.control.run_dir import RunDir, new_run
     from services.control.train import train_inline, train_local
 
+    # The display and what the services need: they would crash five times each before they could say so.
+    require("torch", "safetensors", "tensorboard", "rich")
     config_file, overrides = _split(what or [])
     if resume is not None:
         if algo or env:
@@ -326,14 +329,8 @@ def _resumed(run: Path, config_file: Path | None, overrides: list[str]) -> Any:
 
 
 def main() -> None:
-    """Runs the command line; an error a user can mend is one line and its remedy, never a traceback."""
-    try:
-        app()
-    except HeadraceError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        if error.remedy:
-            typer.echo(f"remedy: {error.remedy}", err=True)
-        sys.exit(error.exit_code)
+    """Runs the command line for those who have it loaded; `headrace` begins in entry.py."""
+    answered(app)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.error import DependencyNotInstalled
 
 from common.config import Config, load
 from common.errors import ConfigError
 from common.rl.actor import Actor, Seen, load_policy
 from common.rl.registry import make_actor
 from common.types import EnvSpec
+from services.control.extras import require
 from services.control.stepping import step_rows
 from services.env_server.backends import Backend, make_backend
 from services.learner_server.checkpoint import find, load_state
@@ -134,6 +136,8 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     load_policy(policy, state["trainer"]["policy"])
     policy.eval()
     console = Console()
+    if video:
+        check_video(config)
     backend = make_backend(config.env, min(episodes, MAX_ENVS), at_least=True)
     quota = quotas(episodes, backend.num_envs)
     _same_spec(spec, backend.spec)
@@ -157,22 +161,28 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
         console.print(f"wrote {run / 'video.mp4'} ({steps} steps)", highlight=False, soft_wrap=True)
 
 
+def check_video(config: Config) -> None:
+    """Raises ConfigError where no video can be made: asked before the episodes are played."""
+    require("imageio", "imageio_ffmpeg")
+    backend = make_backend(config.env, 1, render_mode="rgb_array", at_least=True)
+    try:
+        backend.reset(0, step_rows(backend.spec, backend.num_envs).observation)
+        _picture(backend)
+    finally:
+        backend.close()
+
+
 def write_video(policy: Actor, config: Config, path: Path, seed: int) -> int:
     """Writes one greedy episode as an mp4; gives its steps. Needs an environment that renders to rgb_array."""
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise ConfigError("--video needs imageio with ffmpeg", "in the clone: pip install -e '.[cli]'") from error
+    import imageio.v2 as imageio
+
     backend = make_backend(config.env, 1, render_mode="rgb_array", at_least=True)
     try:
         player = Player(policy, backend, seed)
-        picture = _picture(backend)
-        if picture is None:
-            raise ConfigError(f"--video: env.id={config.env.id!r} draws no pictures", "leave --video out")
-        steps = 0
+        picture, steps = _picture(backend), 0
         # macro_block_size 2 keeps the picture's own size; H.264 needs even sides.
         with imageio.get_writer(path, fps=FRAMES_PER_SECOND, macro_block_size=2) as writer:
-            while picture is not None and steps < VIDEO_STEPS:
+            while steps < VIDEO_STEPS:
                 writer.append_data(picture)  # type: ignore[attr-defined]
                 player.step()
                 steps += 1
@@ -184,11 +194,18 @@ def write_video(policy: Actor, config: Config, path: Path, seed: int) -> int:
     return steps
 
 
-def _picture(backend: Backend) -> np.ndarray | None:
+def _picture(backend: Backend) -> np.ndarray:
+    said = ""
     try:
-        return backend.render()
+        picture = backend.render()
     except NotImplementedError:  # gymnasium.Env's own word for drawing nothing
-        return None
+        picture = None
+    except DependencyNotInstalled as error:
+        picture, said = None, f" here: {error}"
+    if picture is None:
+        remedy = "install that, or leave --video out" if said else "leave --video out"
+        raise ConfigError(f"--video: env.id={backend.spec.id!r} draws no pictures{said}", remedy)
+    return picture
 
 
 def _same_spec(trained: EnvSpec, here: EnvSpec) -> None:

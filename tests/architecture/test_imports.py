@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from services.control.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +29,12 @@ def test_services_that_need_no_torch_do_not_load_it(role: str) -> None:
     loaded = loaded_with(f"services.{role}_server.server")
     assert "zmq" in loaded
     assert not loaded & {"torch", "safetensors", "typer", "rich", "matplotlib"}
+
+
+def test_the_entry_point_loads_next_to_nothing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"headrace": "services.control.entry:main"}
+    assert not loaded_with("services.control.entry") & {"typer", "rich", "yaml", "pydantic", "numpy", "asyncio"}
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
@@ -57,6 +65,12 @@ def test_what_the_packages_import_is_installed_without_the_development_tools() -
                 modules.add(node.module.partition(".")[0])
     foreign = modules - sys.stdlib_module_names - {"common", "services"}
     assert {name for name in foreign if not wanted & {d.lower().replace("_", "-") for d in brought_by[name]}} == set()
+
+
+def test_the_extras_of_what_a_command_may_miss_are_the_projects_own() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.split(r"[^\w-]", line)[0]: extra for extra in ("train", "cli") for line in extras[extra]}
+    assert wanted | {"imageio_ffmpeg": "cli"} == EXTRAS
 
 
 def test_what_is_to_be_read_in_an_afternoon_has_at_most_4000_lines() -> None:

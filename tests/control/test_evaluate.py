@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs import Job
 from common.config import CONFIGS, EnvConfig, load
 from common.errors import ConfigError
 from common.rl.policy import build_policy
-from services.control.evaluate import Evaluation, Player, evaluate_run, play, quotas, write_video
+from services.control.evaluate import Evaluation, Player, check_video, evaluate_run, play, quotas, write_video
 from services.env_server.backends import make_backend
 
 COUNTDOWN = """
@@ -114,9 +115,14 @@ def test_an_environment_that_draws_nothing_is_named(tmp_path: Path, monkeypatch:
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     config = load(None, ["env.id=blank_env:Countdown"], {})
-    backend = make_backend(config.env, 1)
-    with pytest.raises(ConfigError, match="--video"):
-        write_video(build_policy({"name": "mlp"}, backend.spec, 1), config, tmp_path / "video.mp4", 5)
+    with pytest.raises(ConfigError, match=r"--video: env\.id='blank_env:Countdown' draws no pictures"):
+        check_video(config)
+
+
+def test_a_package_that_drawing_needs_is_named_before_the_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ConfigError, match=r"draws no pictures here: pygame is not installed"):
+        check_video(load("configs/cartpole_ppo.yaml", (), {}))
 
 
 async def test_several_agents_are_trained_and_evaluated(tmp_path: Path) -> None:
