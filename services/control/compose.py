@@ -18,6 +18,7 @@ from common.errors import ConfigError
 _DEFAULT_NET = NetConfig()
 _SHARED = "/tmp"
 _PRIVATE = "headrace-"
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def private_dirs(where: Path = Path(_SHARED)) -> list[Path]:
 def local_plan(config: Config, run_dir: Path, sockets: Path) -> Plan:
     """Plans one process per service, over ipc sockets in `sockets` unless the config names addresses of its own."""
     placed = place(config, lambda name: f"ipc://{sockets}/{name}")
+    _check(placed)
     path = sockets / "config.yaml"
     path.write_text(placed.to_yaml())
     processes = [
@@ -64,6 +66,18 @@ def local_plan(config: Config, run_dir: Path, sockets: Path) -> Plan:
         for port, (role, name, index) in enumerate(services(placed))
     ]
     return Plan(placed, run_dir, sockets, tuple(processes))
+
+
+def _check(placed: Config) -> None:
+    """Raises ConfigError for an address or a port that a service would refuse once the others have started."""
+    from common.transport.socket import check_address  # zmq, which a job needs next but `--help` does not
+
+    for address in (*placed.net.act, *placed.net.experience, placed.net.weights):
+        check_address(address, placed.net)
+    first, n = placed.metrics.port, len(services(placed))
+    if first and first + n - 1 > LAST_PORT:
+        text = f"metrics.port={first}: {n} processes take it and the ports that follow, up to {LAST_PORT}"
+        raise ConfigError(text, f"set it to {LAST_PORT + 1 - n} or less, or to 0")
 
 
 def earlier_lives(run_dir: Path) -> int:

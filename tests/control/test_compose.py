@@ -56,6 +56,22 @@ def test_a_fixed_metrics_port_counts_up_over_the_processes(tmp_path: Path) -> No
     assert [process.argv[-1] for process in plan.processes] == [f"metrics.port={9100 + i}" for i in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("net.weights=somewhere", "net address 'somewhere' is none"),
+        ("net.act=[tcp://10.0.0.1:5701]", "would carry unencrypted tcp off this machine"),
+        ("metrics.port=65533", r"metrics\.port=65533: 4 processes take it .* \(set it to 65532 or less"),
+    ],
+)
+def test_an_address_or_port_that_a_service_would_refuse_is_refused_first(
+    tmp_path: Path, setting: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        local_plan(load(None, [setting], {}), tmp_path, tmp_path)
+    local_plan(load(None, ["metrics.port=65532"], {}), tmp_path, tmp_path)
+
+
 def test_overlay_names_what_differs_and_nothing_else() -> None:
     config = load(None, ["learner.lr=0.5", "algorithm.clip=0.1"], {})
     overlay = overlay_of(config, Config())

@@ -125,12 +125,23 @@ async def test_five_crashes_in_a_minute_end_the_job_and_show_the_end_of_the_log(
     nothing_left(plan)
 
 
-async def test_a_configuration_error_is_not_retried(tmp_path: Path) -> None:
-    program = "print('12:00:00 E env-0: error: env.id=1 is wrong (write a name)'); raise SystemExit(2)"
-    plan = make_plan(tmp_path, learner=FOREVER, env_0=program)
+@pytest.mark.parametrize(
+    ("logged", "message", "remedy"),
+    [
+        ("12:00:00 E env-0: error: env.id=1 is wrong (write a name)", "env.id=1 is wrong", "write a name"),
+        ("error: a (value 1) (mend it (or not))", "a (value 1)", "mend it (or not)"),
+        ("error: cannot bind x(1)", "cannot bind x(1)", ""),
+        ("unrecognized arguments: --x", "unrecognized arguments: --x", ""),
+    ],
+)
+async def test_a_configuration_error_is_not_retried_and_passed_on_with_its_remedy(
+    tmp_path: Path, logged: str, message: str, remedy: str
+) -> None:
+    plan = make_plan(tmp_path, learner=FOREVER, env_0=f"print({logged!r}); raise SystemExit(2)")
     engine, board = engine_of(plan)
-    with pytest.raises(ConfigError, match=r"env-0: env.id=1 is wrong \(write a name\)"):
+    with pytest.raises(ConfigError) as caught:
         await engine.run()
+    assert (caught.value.message, caught.value.remedy) == (f"env-0: {message}", remedy)
     assert board.processes["env-0"].life == 1
     nothing_left(plan)
 

@@ -105,4 +105,5 @@ def test_what_the_learner_refuses_ends_the_job_with_2_and_its_words(tmp_path: Pa
     job = start(tmp_path, *SHORT, "algorithm.clipp=0.1")
     out, _ = job.communicate(timeout=60)
     assert job.returncode == 2
-    assert "error: learner: algorithm.clipp: there is no such setting (value 0.1) (did you mean clip?" in out
+    assert "error: learner: algorithm.clipp: there is no such setting (value 0.1)\nremedy: did you mean clip?" in out
+    assert list(tmp_path.iterdir()) == []

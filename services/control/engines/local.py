@@ -262,7 +262,18 @@ def _tail(process: Process, lines: int) -> list[str]:
 
 
 def _config_error(process: Process) -> ConfigError:
-    said = [line.partition("error: ")[2] for line in _tail(process, LOG_LINES) if "error: " in line]
-    return ConfigError(
-        f"{process.name}: {said[-1]}" if said else f"{process.name} refused its configuration", f"see {process.log}"
-    )
+    """Gives the error that a service has logged, in its own words: its log may be taken away with the run."""
+    lines = _tail(process, LOG_LINES) or ["its log is empty"]
+    said = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    message, remedy = _parted(said[-1] if said else lines[-1])
+    return ConfigError(f"{process.name}: {message}", remedy)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Parts what HeadraceError has joined: gives the message, and the remedy, which is in brackets after it."""
+    depth = 0
+    for at in range(len(text) - 1, 0, -1):
+        depth += (text[at] == ")") - (text[at] == "(")
+        if depth == 0:
+            return (text[: at - 1], text[at + 1 : -1]) if text[at - 1 : at + 1] == " (" else (text, "")
+    return text, ""
