@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -14,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.config import EnvConfig, load
+from common.errors import ConfigError, HeadraceError
 from common.types import ActionSpec, ArraySpec
 from services.control.presets import kind_of
 from services.control.stepping import random_actions, step_rows
@@ -83,13 +88,31 @@ def measure(backend: Backend) -> float:
     rng = np.random.default_rng(0)
     rows = step_rows(backend.spec, n)
     actions = [random_actions(backend.spec.action, n, rng) for _ in range(64)]
-    backend.reset(0, rows.observation)
+    with _named(backend, "reset"):
+        backend.reset(0, rows.observation)
     began, steps, turns = time.perf_counter(), 0, 0
-    while turns % CHECK_EVERY or time.perf_counter() - began < MEASURE_S:
-        backend.step(actions[turns % len(actions)], *rows)
-        steps += int(rows.valid.sum())
-        turns += 1
+    with _named(backend, "step"):
+        while turns % CHECK_EVERY or time.perf_counter() - began < MEASURE_S:
+            backend.step(actions[turns % len(actions)], *rows)
+            steps += int(rows.valid.sum())
+            turns += 1
+    for what, array in (*((f"observation {k!r}", a) for k, a in rows.observation.items()), ("reward", rows.reward)):
+        if not np.isfinite(array).all():
+            raise ConfigError(f"env.id={backend.spec.id!r}: its {what} is not finite", "mend it: NaN teaches nothing")
     return steps / (time.perf_counter() - began)
+
+
+@contextmanager
+def _named(backend: Backend, call: str) -> Iterator[None]:
+    """Makes a ConfigError of what an environment's own code raises, with the place where it did."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"env.id={backend.spec.id!r}: its {call} raises {type(error).__name__}: {error}"
+        raise ConfigError(f"{text} ({Path(place.filename).name}:{place.lineno})", "mend the environment") from error
 
 
 def _show_array(array: ArraySpec) -> str:

@@ -134,7 +134,10 @@ def top(
     """
     from services.control.top import top as watch_job
 
-    raise typer.Exit(watch_job([target for item in targets or [] for target in item.split(",") if target]))
+    names = [name.strip() for item in targets or [] for name in item.split(",") if name.strip()]
+    if targets and not names:
+        raise ConfigError(f"--targets {','.join(targets)!r} names no host", "write http://host:port")
+    raise typer.Exit(watch_job(names))
 
 
 @app.command()

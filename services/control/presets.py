@@ -12,12 +12,17 @@ from common.types import ArraySpec, EnvSpec
 from services.control.compose import overlay_of
 
 PRESETS = CONFIGS / "presets"
+KINDS = {"vector": "discrete actions", "continuous": "continuous actions", "pixels": "images"}
 SMALL_IMAGE = 36  # pixels a side; what is smaller does not survive the strides of the Nature network
 
 
 def algorithms() -> list[str]:
     """Gives the names of the algorithms that have a preset."""
     return sorted({path.stem.rpartition("_")[0] for path in PRESETS.glob("*_*.yaml")})
+
+
+def _kinds(algo: str) -> list[str]:
+    return [kind for kind in KINDS if (PRESETS / f"{algo}_{kind}.yaml").exists()]
 
 
 def kind_of(spec: EnvSpec) -> str:
@@ -44,10 +49,15 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     backend = make_backend(chosen.env, 1, at_least=True)
     spec = backend.spec
     backend.close()
-    path = PRESETS / f"{algo}_{kind_of(spec)}.yaml"
-    if not path.exists():
-        raise ConfigError(f"--algo {algo} --env {env_id}: no preset {path.name}", "write a config file")
-    config = load(path, [f"env.id={env_id}", *preset_overrides(spec), *_goal(env_id), *overrides])
+    kind = kind_of(spec)
+    if kind not in _kinds(algo):
+        has = " and ".join(KINDS[own] for own in _kinds(algo))
+        text = f"--algo {algo} --env {env_id}: {algo} has presets for {has}, none for {KINDS[kind]}"
+        others = ", ".join(name for name in algorithms() if kind in _kinds(name))
+        raise ConfigError(text, f"for {KINDS[kind]} use --algo {others}; or write a config file")
+    config = load(
+        PRESETS / f"{algo}_{kind}.yaml", [f"env.id={env_id}", *preset_overrides(spec), *_goal(env_id), *overrides]
+    )
     return config, yaml.safe_dump(overlay_of(config, load(None, (), {})), sort_keys=False, default_flow_style=None)
 
 

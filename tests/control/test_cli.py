@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from common.config import CONFIGS, load
+from common.errors import ConfigError
 from common.rl.registry import ALGORITHMS
+from services.control.check import check_env
 from services.control.cli import _resumed
 
 ROOT = CONFIGS.parent
@@ -57,6 +59,53 @@ def test_a_config_file_and_a_preset_exclude_each_other() -> None:
 def test_an_unknown_algorithm_is_named_with_the_nearest() -> None:
     said = refused("train", "--algo", "pppo", "--env", "CartPole-v1")
     assert said == ["error: --algo pppo: there is no preset", "remedy: did you mean ppo?"]
+
+
+def test_an_algorithm_without_a_preset_for_such_actions_says_which_it_takes_and_who_else_has_one() -> None:
+    error, remedy = refused("train", "--algo", "dqn", "--env", "Pendulum-v1")
+    assert error.endswith("dqn has presets for discrete actions and images, none for continuous actions")
+    assert remedy.startswith("remedy: for continuous actions use --algo a2c, appo, ddpg, ")
+
+
+@pytest.mark.parametrize("targets", ["", ",", " , "])
+def test_top_with_targets_that_name_none_watches_no_other_job(targets: str) -> None:
+    assert refused("top", "--targets", targets)[0] == f"error: --targets {targets!r} names no host"
+
+
+BROKEN = """
+import gymnasium
+import numpy as np
+
+
+class Broken(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        DOES
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("raise ValueError('no such move')", r"its step raises ValueError: no such move \(broken\.py:15\)"),
+        ("return np.full(2, np.nan, np.float32), 0.0, False, False, {}", "its observation 'obs' is not finite"),
+        ("return np.zeros(2, np.float32), float('inf'), False, False, {}", "its reward is not finite"),
+    ],
+)
+def test_check_refuses_an_environment_that_cannot_be_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, said: str
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN.replace("DOES", does))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ConfigError, match=rf"^env\.id='broken:Broken': {said}"):
+        check_env("broken:Broken", [])
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, True), (60, False)])

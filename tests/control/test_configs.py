@@ -81,7 +81,7 @@ def test_an_algorithm_has_a_preset_that_its_learner_takes_for_every_family_of_it
 
 @pytest.mark.parametrize(("name", "env_id"), REFUSED)
 def test_an_algorithm_has_no_preset_for_actions_that_it_refuses(name: str, env_id: str) -> None:
-    with pytest.raises(ConfigError, match=f"no preset {name}_"):
+    with pytest.raises(ConfigError, match=f"{name} has presets for .*, none for "):
         from_preset(name, env_id, [])
     config, _ = from_preset(name, OWN_ID[name], [])
     with pytest.raises(ConfigError, match=r"takes (Box actions|one discrete action)") as refused:
