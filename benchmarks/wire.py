@@ -1,5 +1,7 @@
 """The message plane beside bare pyzmq, two processes over ipc: a small request's round trip, and large payloads.
 
+All processes keep the memory that they free, as every service does.
+
 python -m benchmarks.wire [--repeat 5] [--json FILE]
 """
 
@@ -22,6 +24,7 @@ import zmq.asyncio
 from prometheus_client import CollectorRegistry
 
 from benchmarks.page import show, spread, write_json
+from common.allocator import keep_freed_memory
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
 from common.messages import PROTOCOL, Act, Actions, Hello, Welcome
@@ -53,6 +56,7 @@ async def _our_server(address: str) -> None:
 
 
 def _serve(server: Callable[[str], Awaitable[None]], address: str) -> None:
+    keep_freed_memory()
     uvloop.run(server(address))  # type: ignore[arg-type]
 
 
@@ -118,6 +122,7 @@ def codec_us() -> float:
 
 def measure(repeat: int) -> dict[str, Any]:
     """Measures in turn: for each size pairs of (bare, ours), each its round trip in s and its requests per second."""
+    keep_freed_memory()
     pairs = {size: [(run(False, size), run(True, size)) for _ in range(repeat)] for size in SIZES}
     return {"pairs": pairs, "codec_us": [codec_us() for _ in range(repeat)]}
 
