@@ -310,7 +310,6 @@ def test_the_same_seed_gives_the_same_experience_and_another_seed_does_not() -> 
 
 
 def test_an_environment_is_drawn_when_asked_to() -> None:
-    pytest.importorskip("pygame")
     backend = make_backend(config("CartPole-v1"), 1, render_mode="rgb_array")
     backend.reset(1, {"obs": np.empty((1, 4), np.float32)})
     picture = backend.render()
@@ -320,7 +319,6 @@ def test_an_environment_is_drawn_when_asked_to() -> None:
 
 
 def test_minatar_ids_are_registered_on_demand() -> None:
-    pytest.importorskip("minatar.gym")
     backend = make_backend(config("MinAtar/Breakout-v1"), 1)
     assert backend.spec.observations == (ArraySpec("obs", "|b1", (10, 10, 4)),)
     assert backend.spec.action.n == (3,)
