@@ -28,11 +28,9 @@ TABLE: dict[str, Any] = {
 }
 
 
-async def metrics(service: Service) -> dict[str, float]:
+def metrics(service: Service) -> dict[str, float]:
     """Gives every sample of table `experience`, by name and side."""
-    text = await asyncio.to_thread(
-        lambda: urllib.request.urlopen(f"{service.url()}/metrics", timeout=5).read().decode()
-    )
+    text = urllib.request.urlopen(f"{service.url()}/metrics", timeout=5).read().decode()
     found = re.findall(
         r'^(headrace_replay_\w+)\{(?:side="(\w+)",)?table="experience"(?:,side="(\w+)")?\} (\S+)$', text, re.M
     )
@@ -69,12 +67,11 @@ async def test_a_limiters_state_stale_priorities_and_the_steps_that_fit_are_seen
             assert await env.request(sent) == Inserted(0)
 
         async def seen(name: str, value: float) -> dict[str, float]:
-            now: dict[str, float] = {}
-            for _ in range(400):
-                now = await metrics(service)
-                if now.get(f"headrace_replay_{name}") == value:
-                    return now
-            pytest.fail(f"{name} is {now.get(f'headrace_replay_{name}')}, not {value}")
+            def there() -> dict[str, float] | None:
+                now = metrics(service)
+                return now if now.get(f"headrace_replay_{name}") == value else None
+
+            return dict(await until(there, f"{name} of {value}"))
 
         try:
             await insert(1)
@@ -104,7 +101,7 @@ async def test_a_limiters_state_stale_priorities_and_the_steps_that_fit_are_seen
                 await seen("stale_priorities_total", stale)
             (kept,) = re.findall(r"table experience keeps (\d+) steps: that many fit into 20000 bytes", service.text())
             assert 200 < int(kept) < 400
-            assert (await metrics(service))["headrace_replay_table_bytes"] <= 20_000
+            assert metrics(service)["headrace_replay_table_bytes"] <= 20_000
         finally:
             for client in (env, learner):
                 client.close()
