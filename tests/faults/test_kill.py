@@ -26,7 +26,8 @@ BASE: dict[str, Any] = {
     "network": {"name": "mlp", "hidden": [32]},
     "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 2},
     "net": {"resend_s": 0.5},
-    "stop": {"steps": 120_000},
+    # Twice what passes until the last of four kills is got over.
+    "stop": {"steps": 40_000},
 }
 MODES: dict[str, dict[str, Any]] = {
     "lag0": {},
@@ -89,7 +90,7 @@ def check_counters(job: Job, killed: int) -> None:
 async def test_each_service_killed_in_turn_is_replaced_and_no_step_is_lost(tmp_path: Path, mode: str) -> None:
     config = write_config(tmp_path / "config.yaml", {**BASE, **MODES[mode]})
     with Job(config, tmp_path / "run") as job:
-        await until(lambda: job.updates() > 20, "the first updates")
+        await until(lambda: job.updates() > 4, "the first updates")
         for role in ROLES:
             await kill(job, role)
         assert await job.ended() == 0, job.text()
