@@ -124,7 +124,7 @@ JOBS = (
     Job("pong_impala", "Pong", "IMPALA", 20, "Espeholt et al. (2018)", "pong", seeds=1),
     Job("fast_halfcheetah", "HalfCheetah-v5", FAST, 5819, ZOO, "halfcheetah-fast", "bench/halfcheetah-v5_ppo", seeds=1),
     Job("fast_pong", "Pong", FAST, 20.4, ZOO, "pong", "bench/pong-v5_ppo", seeds=1),
-    Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter", seeds=1),
+    Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter"),
     Job("mountaincar_ppo_icm", "MountainCar-v0", "PPO, curiosity", -110.4, ZOO, "mountaincar"),
     Job("mountaincar_ppo_plain", "MountainCar-v0", "PPO", -110.4, ZOO, "mountaincar", *WITHOUT_CURIOSITY),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
