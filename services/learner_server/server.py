@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError, HeadraceError
 from common.errors import Finished as JobFinished
-from common.errors import HeadraceError
 from common.messages import Finish, Finished
 from common.rl.algorithms.base import NonFiniteUpdate
 from common.service import Context, connect, first_welcome
@@ -126,7 +126,8 @@ class Learner:
         self._record.metrics.skipped.inc()
         self._context.health.say(f"update {update} skipped: {error}")
         if self._config.learner.on_nan == "stop":
-            raise error
+            # Another life would only go back to the last checkpoint: the exit code says not to start one.
+            raise ConfigError(f"learner.on_nan=stop: {error.message}", error.remedy)
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":

@@ -43,8 +43,9 @@ async def test_a_learner_that_is_to_stop_at_what_is_not_finite_ends_and_names_it
         more = {"env": {**BASE["env"], "id": "paced:poisoned_cartpole"}, "learner": {"on_nan": "stop"}}
         tree = BASE | net(sockets) | more | {"stop": {"steps": 4_000}}
         with by_hand(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as services:
-            assert await services["learner"].ended(120) == 1
-            assert "error: reward is not finite" in services["learner"].text()
+            # Not to be started again, as 1 would be.
+            assert await services["learner"].ended(120) == 2
+            assert "error: learner.on_nan=stop: reward is not finite" in services["learner"].text()
 
 
 async def test_the_time_limit_holds_while_no_batch_comes(tmp_path: Path) -> None:
