@@ -182,11 +182,13 @@ class Client:
             self._fail(message)
         elif envelope.n == 0:
             self._greeted(message)
-        elif envelope.sender == self.server_life and (request := self._requests.get(envelope.n)) is not None:
-            # Where an answer takes long, the next is waited for as long: repeats of large messages would queue up.
-            self._resend_s = max(self._resend_s, request.resend_s)
-            self._answer(request.future, message)
-            self._waiting(None)
+        elif envelope.sender == self.server_life:
+            if (request := self._requests.get(envelope.n)) is not None:
+                self._answer(request.future, message)
+                self._waiting(None)
+            else:
+                # A second answer: it was asked again too early, and repeats of large messages would queue up.
+                self._resend_s = min(2 * self._resend_s, self._net.deadline_s)
 
     def _fail(self, error: Error) -> None:
         for future in (self._welcome, *(request.future for request in self._requests.values())):

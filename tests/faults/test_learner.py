@@ -121,7 +121,8 @@ async def test_a_learner_that_comes_back_to_a_finished_job_says_so_and_a_foreign
             with by_hand(config, run) as services:
                 assert await services["learner"].ended() == 0
                 (run / "result.json").unlink()
-                again = Service("learner", config, run)
+                # Nobody will come to be told of the end.
+                again = Service("learner", config, run, ["net.linger_s=0.5"])
                 assert await again.ended(30) == 0, again.text()
                 assert json.loads((run / "result.json").read_text())["outcome"] == "steps"
                 foreign = Service("learner", config, tmp_path / "other")
