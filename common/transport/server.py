@@ -37,6 +37,11 @@ def _error(code: str, message: str, remedy: str) -> Error:
     return Error(code, message[:MAX_SAID], remedy[:MAX_SAID])
 
 
+def failure(error: Exception, remedy: str) -> Error:
+    """Gives the Error that tells an asker of what nobody foresaw."""
+    return _error("internal", f"{type(error).__name__}: {error}", remedy)
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A request that a server owes an answer; `reason` is what its asker is told while it waits."""
@@ -206,8 +211,7 @@ class Server:
             ticket.fail(error)
         except Exception as error:
             log.exception("%s from %s failed", type(message).__name__, peer.hello.name)
-            remedy = f"see the log of the server at {self.address}"
-            ticket.reply(_error("internal", f"{type(error).__name__}: {error}", remedy))
+            ticket.reply(failure(error, f"see the log of the server at {self.address}"))
 
     def _reply(self, ticket: Ticket, message: Message) -> None:
         peer, n = ticket.client, ticket.n

@@ -16,7 +16,7 @@ from common.messages import Act, Actions, Error, GetWeights, Hello, NotModified,
 from common.metrics import InferenceMetrics
 from common.service import Context, connect, until_stopped
 from common.transport.client import Client
-from common.transport.server import MAX_SAID, Server, Ticket
+from common.transport.server import Server, Ticket, failure
 from common.types import EnvSpec, version_updates
 from services.inference_server.batcher import Batcher
 from services.inference_server.held_back import HeldBack
@@ -90,9 +90,7 @@ class InferenceServer:
             if len(acts) > 1:
                 return [self._act([act])[0] for act in acts]
             log.exception("an Act failed")
-            return [
-                Error("internal", f"{type(error).__name__}: {error}"[:MAX_SAID], "see the log of the inference-server")
-            ]
+            return [failure(error, "see the log of the inference-server")]
 
     def close(self) -> None:
         self.server.close()
