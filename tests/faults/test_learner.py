@@ -48,6 +48,19 @@ async def test_a_learner_that_is_to_stop_at_what_is_not_finite_ends_and_names_it
             assert "error: learner.on_nan=stop: reward is not finite" in services["learner"].text()
 
 
+async def test_a_second_learner_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with short_dir() as sockets:
+        config = write_config(tmp_path / "config.yaml", BASE | net(sockets))
+        with by_hand(config, run, ["learner"]) as services:
+            await until(lambda: "run directory" in services["learner"].text(), "the first one's start")
+            elsewhere = [f"net.weights=ipc://{sockets}/other"]
+            second = Service("learner", config, run, elsewhere, index=1)
+            assert await second.ended() == 2, second.text()
+            assert "another learner writes to" in second.text()
+            assert services["learner"].process.poll() is None
+
+
 async def test_the_time_limit_holds_while_no_batch_comes(tmp_path: Path) -> None:
     with short_dir() as sockets:
         config = write_config(tmp_path / "config.yaml", BASE | net(sockets) | {"stop": {"seconds": 4.0}})
