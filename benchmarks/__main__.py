@@ -3,12 +3,14 @@
     python -m benchmarks [--only SECTION ...] [--repeat 5] [--seconds 8]
 
 Every repetition is kept as JSON under runs/bench. Sections are written one by one, so that a run that is cut short
-keeps what it has; each says when, where and how often it was measured, and which peers were not there.
+keeps what it has, and one that fails leaves the others; each says when, where and how often it was measured, and which
+peers were not there.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from benchmarks.page import repetitions, stamped, write_json, write_sections
 from common.errors import HeadraceError
 from services.control.bench.collect import bench_collect
 from services.control.bench.jobs import collect_job, train_job
-from services.control.bench.peers import HOME, PEERS, Peer, python_of
+from services.control.bench.peers import HOME, PEERS, Peer, ready
 from services.control.bench.profile import profile_collect, profile_train
 from services.control.bench.train import bench_train
 
@@ -41,7 +43,7 @@ class Section:
 
     def text(self) -> str:
         """Measures; gives the section as it is written."""
-        missing = [peer.title for peer in self.peers if not python_of(peer, HOME).exists()]
+        missing = [peer.title for peer in self.peers if not ready(peer, HOME)]
         text = stamped(self.measure(), self.how)
         return f"{text} Not installed there, and so missing: {', '.join(missing)}." if missing else text
 
@@ -131,10 +133,16 @@ def main() -> None:
     def chosen(name: str) -> bool:
         return not arguments.only or any(name.startswith(only) for only in arguments.only)
 
+    failed = []
     for name, section in sections(arguments.seconds, arguments.repeat).items():
         if chosen(name):
             print(f"{name} …", flush=True)
-            text = section.text()
+            try:
+                text = section.text()
+            except (HeadraceError, subprocess.CalledProcessError) as error:
+                failed.append(name)
+                print(f"not measured, and left as it is: {error}", flush=True)
+                continue
             print(text, flush=True)
             write_sections(PAGE, {name: text})
     for kind, what, measured in (("collect", "Collecting", COLLECTED), ("train", "Training", TRAINED)):
@@ -143,6 +151,8 @@ def main() -> None:
             write_sections(PAGE, {f"{kind} plot": picture})
     if chosen("scaling"):
         write_sections(scaling.PAGE, scaling.report(arguments.seconds / 2, arguments.repeat))
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

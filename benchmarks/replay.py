@@ -30,7 +30,7 @@ from common.messages import Batch, Insert, Sample, UpdatePriorities
 from common.service import connect, make_context
 from common.transport.client import Client
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, new_life
-from services.control.bench.peers import HOME, Peer, python_of
+from services.control.bench.peers import HOME, Peer, python_of, ready
 from services.control.bench.report import show_ratio
 from services.replay_server.ring.table import RingTable
 from services.replay_server.unroll import Drawn, Unroll
@@ -233,11 +233,11 @@ async def _in_turn(work: Callable[[], Any], workers: int, more: Callable[[], boo
 
 def peer_rates(name: str, seconds: float) -> Rates:
     """What a peer's buffer reaches, if `python -m benchmarks.peers install` has put it here."""
-    python = python_of(Peer(name, name), HOME)
-    if not python.exists():
+    peer = Peer(name, name)
+    if not ready(peer, HOME):
         return {}
     script = Path(__file__).parent / "peers" / SCRIPTS[name]
-    argv = [python, script, "replay", str(seconds)]
+    argv = [python_of(peer, HOME), script, "replay", str(seconds)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env=ONE_THREAD)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.peers.__main__ import install
-from services.control.bench.peers import HOME, PEERS, python_of
+from services.control.bench.peers import HOME, PEERS, python_of, ready
 
 HERE = Path(__file__).resolve().parent
 
@@ -53,7 +53,7 @@ def stable_baselines3(python: Path, seed: int, threads: int) -> tuple[float, int
 def peer_python() -> Path:
     """Makes the peer's virtual environment if it is not there; gives its interpreter."""
     peer = next(peer for peer in PEERS if peer.name == "sb3")
-    if not python_of(peer, HOME).exists():
+    if not ready(peer, HOME):
         install(peer, HOME)
     return python_of(peer, HOME)
 

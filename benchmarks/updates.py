@@ -28,7 +28,7 @@ from common.allocator import keep_freed_memory
 from common.config import validate
 from common.rl.networks import has_bf16
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
-from services.control.bench.peers import HOME, Peer, python_of
+from services.control.bench.peers import HOME, Peer, python_of, ready
 from services.learner_server.trainer import Trainer
 
 PER_REQUEST, PIXEL_BATCH, FRAMES, CHOICES = 4, 32, 10_000, 6
@@ -83,10 +83,10 @@ def ours(seconds: float) -> Rates:
 
 def theirs(seconds: float) -> Rates:
     """Gives Stable-Baselines3's, if `python -m benchmarks.peers install sb3` has put it here."""
-    python = python_of(Peer("sb3", SB3), HOME)
-    if not python.exists():
+    peer = Peer("sb3", SB3)
+    if not ready(peer, HOME):
         return {}
-    argv = [python, Path(__file__).parent / "peers" / "sb3_updates.py", str(seconds)]
+    argv = [python_of(peer, HOME), Path(__file__).parent / "peers" / "sb3_updates.py", str(seconds)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env=ONE_THREAD)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 

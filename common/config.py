@@ -24,6 +24,7 @@ from common.errors import ConfigError, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ENVIRONMENT_PREFIX = "HEADRACE_"
+MAX_ENVS = 1 << 43  # of a job: their numbers are part of what their noise is made of
 
 
 class _Loader(yaml.SafeLoader):
@@ -388,9 +389,10 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> argparse.
     parser.add_argument("--announce", type=Path, help="file to write this service's http address to")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like learner.lr=3e-4")
     a = parser.parse_args(argv)
+    a.config = load(a.config, a.overrides)
     # Two env-servers started by hand must not share a name, environment ids and seeds: addresses tell the others apart.
     alone = role == "env" and a.index is None
-    a.index = random.SystemRandom().randrange(1 << 20, 1 << 30) if alone else a.index or 0
+    last = MAX_ENVS // (a.config.env.groups * a.config.env.envs)
+    a.index = random.SystemRandom().randrange(min(1 << 20, last // 2), min(1 << 30, last)) if alone else a.index or 0
     a.name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
-    a.config = load(a.config, a.overrides)
     return a

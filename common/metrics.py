@@ -72,6 +72,7 @@ class EnvMetrics:
         self.tallies = Gauge(p + "tallies", "The simulator's sums over episodes", ["name", "slot"], registry=registry)
         self.act_seconds = Histogram(p + "act_seconds", "Round trip of an Act", buckets=SECONDS, registry=registry)
         self.step_seconds = Histogram(p + "step_seconds", "One group step", buckets=SECONDS, registry=registry)
+        self.work_seconds = Counter(p + "work_seconds", "In simulators; of threads the mean", registry=registry)
 
 
 class InferenceMetrics:

@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import HeadraceError
-from services.control.bench.peers import HOME, PEERS, SCRIPTS, Peer, python_of, run
+from services.control.bench.peers import HOME, PEERS, SCRIPTS, Peer, marker_of, python_of, run
 
 BUILD = ("setuptools", "wheel", "Cython", "numpy<2")
 
 
 def install(peer: Peer, home: Path) -> None:
     """Makes one virtual environment, or brings it up to date; raises HeadraceError with pip's last words."""
-    python = python_of(peer, home)
+    python, marker = python_of(peer, home), marker_of(peer, home)
+    marker.unlink(missing_ok=True)
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
     wanted = (SCRIPTS / f"requirements-{peer.name}.txt").read_text().splitlines()
@@ -33,12 +34,13 @@ def install(peer: Peer, home: Path) -> None:
         _pip(python, torch)
     if peer.name != "pufferlib":
         _pip(python, *wanted)
-        return
-    _pip(python, *BUILD)
-    folders = os.environ["PATH"].split(os.pathsep)
-    without_cuda = os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())
-    environ = {"PATH": without_cuda, "PYTHONPATH": str(SCRIPTS / "pufferlib_build")}
-    _pip(python, "--no-build-isolation", *wanted, environ=environ)
+    else:
+        _pip(python, *BUILD)
+        folders = os.environ["PATH"].split(os.pathsep)
+        without_cuda = os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())
+        environ = {"PATH": without_cuda, "PYTHONPATH": str(SCRIPTS / "pufferlib_build")}
+        _pip(python, "--no-build-isolation", *wanted, environ=environ)
+    marker.touch()
 
 
 def _pip(python: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:

@@ -30,6 +30,7 @@ MAX_REPLACED = 4096
 # Of one client: far above what ours keep in flight.
 MAX_UNACKNOWLEDGED = 1024
 MAX_SAID = 4000
+FORGET_S = 3600.0  # a client that is silent for so long has gone, and asks for none of its replies again
 
 
 def _error(code: str, message: str, remedy: str) -> Error:
@@ -237,6 +238,8 @@ class Server:
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         now = time.monotonic()
         for peer in self._peers.values():
+            if now - peer.heard > FORGET_S:
+                peer.done.clear()
             for n, ticket in peer.pending.items():
                 if now - ticket.waited >= WAIT_EVERY_S:
                     ticket.waited = now

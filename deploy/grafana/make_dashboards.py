@@ -164,7 +164,7 @@ ENV = (
     Plot(
         "Busy",
         "seconds of simulation per second",
-        ((rate("headrace_env_step_seconds_sum", "instance"), "{{instance}}"),),
+        ((rate("headrace_env_work_seconds_total", "instance"), "{{instance}}"),),
         "percentunit",
     ),
     Plot("Episode returns", "of episodes that ended", quantiles("headrace_env_episode_return", 0.1, 0.5, 0.9)),

@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r" at \w+://[^\s:]+(:\d+)?")
 
 # What each role spends its time on; the busiest per process is what the job waits for.
 WORK = {
-    "env": "headrace_env_step_seconds_sum",
+    "env": "headrace_env_work_seconds_total",
     "inference": "headrace_inference_forward_seconds_sum",
     "learner": "headrace_learner_update_seconds_sum",
 }

@@ -96,6 +96,7 @@ class Group:
             finals = await asyncio.get_running_loop().run_in_executor(self._pool, self._step_backend, action, rollout)
         seconds = time.perf_counter() - answered
         self._metrics.step_seconds.observe(seconds)
+        self._metrics.work_seconds.inc(seconds if self._step_s < SLOW_STEP_S else seconds / self._config.env.groups)
         self._step_s += 0.1 * (seconds - self._step_s)
         rollout.advance(finals)
         self._step += 1

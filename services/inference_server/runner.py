@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.config import MAX_ENVS
 from common.errors import ProtocolError, RemoteError
 from common.messages import Act, Actions, Weights
 from common.rl.actor import Actor, Seen, unpack_weights, weights_layout
@@ -81,8 +82,8 @@ class Runner:
 
     def check(self, act: Act) -> None:
         """Raises ProtocolError, naming both sides, unless an Act holds what this policy looks at."""
-        if act.count < 1 or act.first_env < 0 or act.first_env + act.count >= 1 << 43:
-            raise ProtocolError(f"an Act for {act.count} environments from {act.first_env} on")
+        if act.count < 1 or act.first_env < 0 or act.first_env + act.count > MAX_ENVS:
+            raise ProtocolError(f"an Act for {act.count} environments from {act.first_env} on", "lower its --index")
         for name, (dtype, shape) in self._rows.items():
             array = act.arrays.get(name)
             if array is None or array.dtype != dtype or array.shape != (act.count, *shape):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import Config, known_keys, load, merge, nest, service_arguments, validate
+from common.config import MAX_ENVS, Config, known_keys, load, merge, nest, service_arguments, validate
 from common.errors import ConfigError, nearest
 
 
@@ -263,6 +263,8 @@ def test_env_servers_by_hand_differ_and_the_others_are_number_0() -> None:
     first, second = service_arguments("env", []), service_arguments("env", [])
     assert first.index != second.index
     assert first.index >= 1 << 20
+    large = service_arguments("env", ["env.envs=1048576", "env.groups=4"])
+    assert 1 << 20 <= large.index <= (MAX_ENVS >> 22) - 1  # so that its last environment's number is still one
     assert first.name.startswith("env-")
     assert service_arguments("replay", []).index == 0
     assert service_arguments("replay", []).name == ""

@@ -244,6 +244,16 @@ async def test_a_server_forgets_the_replies_that_are_acknowledged(bench: Bench, 
     assert len(server._peers[7].done) == 1
 
 
+async def test_a_server_forgets_the_replies_of_clients_that_have_gone(
+    bench: Bench, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = bench.server(address, Desk())
+    await bench.client(address).request(ask(1))
+    assert len(server._peers[7].done) == 1
+    monkeypatch.setattr("common.transport.server.FORGET_S", 0.0)
+    await until(lambda: not server._peers[7].done, "nothing to be kept")
+
+
 async def test_a_new_life_of_the_server_answers_what_the_old_one_left(bench: Bench, ipc: str) -> None:
     old, new = Desk(), Desk()
     old.park = True

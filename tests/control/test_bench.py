@@ -149,7 +149,7 @@ def test_samples_of_threads_that_do_not_wait_are_counted_by_the_innermost_functi
 
 def test_a_profile_is_shown_in_cores_largest_first() -> None:
     counted = Counter({"a": 10, "b": 100, "c": 30, "d": 20, "e": 15, "f": 12, "g": 0})
-    assert table({"env-0": counted, "replay-0": Counter({"h": 1, "i": 0})}, samples=400).splitlines()[2:] == [
+    assert table({"env-0": (0.4675, counted), "replay-0": (0.0025, Counter({"h": 1, "i": 0}))}).splitlines()[2:] == [
         "| env-0 | 0.47 | all of it |",
         "| | 0.25 | `b` |",
         "| | 0.07 | `c` |",
@@ -233,10 +233,12 @@ def test_a_subject_that_dies_is_not_waited_for() -> None:
 
 
 def test_a_profile_that_cannot_be_made_is_an_error_that_says_why() -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    with pytest.raises(HeadraceError, match=r"py-spy did not record env-0: .+"):
-        recorded({"env-0": ended.pid}, 1.0)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with pytest.raises(HeadraceError, match=r"py-spy did not record env-0: .+"):
+            recorded({"env-0": other.pid}, 1.0)
+        other.kill()
+    with pytest.raises(HeadraceError, match="env-0 ended"):
+        recorded({"env-0": other.pid}, 1.0)
 
 
 def test_a_plain_game_of_ataris_is_what_a_policy_sees_elsewhere() -> None:

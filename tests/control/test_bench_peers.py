@@ -22,6 +22,7 @@ def install(peer: peers.Peer, home: Path, script: str) -> None:
     python = peers.python_of(peer, home)
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
+    peers.marker_of(peer, home).touch()
     (home / f"{peer.name}_peer.py").write_text(script)
 
 
@@ -33,6 +34,8 @@ def test_a_peer_is_what_its_environment_and_script_say(tmp_path: Path, monkeypat
     assert peers.installed(tmp_path) == []
     script = tmp_path / f"{peers.PEERS[0].name}_peer.py"
     script.write_text("import sys; print('noise'); print('{\"%s\": 12}' % sys.argv[1])")
+    assert peers.installed(tmp_path) == []  # its virtual environment is made before what it needs is there
+    peers.marker_of(peers.PEERS[0], tmp_path).touch()
     assert peers.installed(tmp_path) == [peers.PEERS[0]]
     assert peers.run(peers.PEERS[0], tmp_path, "CartPole-v1") == {"CartPole-v1": 12.0}
     script.write_text("raise SystemExit('it broke')")

@@ -121,7 +121,7 @@ async def test_the_busiest_role_is_the_bottleneck_per_process(monkeypatch: pytes
         clock[0] = seconds
         # Two env-servers at 50 % each are less busy than one learner at 60 %.
         for name in ("env-0", "env-1"):
-            job.says[name] = Reading({"headrace_env_step_seconds_sum": 0.5 * seconds}, HEALTHY)
+            job.says[name] = Reading({"headrace_env_work_seconds_total": 0.5 * seconds}, HEALTHY)
         await job.learner(update_seconds_sum=0.6 * seconds)
     assert job.monitor.snapshot.bottleneck == "learner"
 

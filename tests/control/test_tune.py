@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from common.config import CONFIGS, load
+from common.errors import ConfigError
+from services.control.bench.jobs import collect_job
 from services.control.tune.search import Point, Search, Space
-from services.control.tune.tuner import SEARCH_SHARE, Tuning, at, bottleneck, overlay, point_of, space_of, write
+from services.control.tune.tuner import (
+    SEARCH_SHARE,
+    Tuning,
+    at,
+    bottleneck,
+    check,
+    overlay,
+    point_of,
+    space_of,
+    tune,
+    write,
+)
 
 SPACE = Space(
     envs=tuple(1 << k for k in range(14)),
@@ -133,6 +149,50 @@ def test_the_unroll_of_a_ring_is_not_touched() -> None:
     ring = "replay.tables={ring: {kind: uniform, capacity: 4096}}"
     config = load(None, [ring, "rollout.tables=[ring]", "learner.table=ring", "learner.batch=8"], {})
     assert space_of(config).unroll == (64,)
+
+
+def test_sizes_that_the_job_itself_would_be_refused_with_are_no_candidates() -> None:
+    config = load(CONFIGS / "cartpole_dqn.yaml", (), {})
+    space = space_of(config)
+    # With 32 items drawn per step, inserts of 4 steps of each environment and draws of 512 items do not lock each other
+    # out of an error buffer of 2048 as long as (32 · 4 · envs + 512) / 2 are no more than it.
+    assert max(point.envs for point in space.grid()) == 16
+    with pytest.raises(ConfigError, match="error_buffer=2048 would deadlock"):
+        check(at(config, replace(point_of(config), envs=32)))
+    asked = drive(Search(space, point_of(config)), lambda point: float(point.envs))
+    assert max(point.envs for point in asked) == 16
+
+
+def test_a_job_that_is_refused_as_it_is_is_not_tuned() -> None:
+    config = load(CONFIGS / "cartpole_dqn.yaml", ["env.envs=4096"], {})
+    with pytest.raises(ConfigError, match="would deadlock"):
+        space_of(config)
+
+
+def test_agents_come_in_whole_environments() -> None:
+    space = space_of(load(CONFIGS / "spread_ppo.yaml", (), {}))
+    assert len(space.envs) > 10
+    assert all(envs % 3 == 0 for envs in space.envs)
+    for job in collect_job("mpe2.simple_spread_v3:parallel_env"):
+        assert job.env.envs % 3 == 0
+
+
+async def test_a_measurement_does_not_outlast_the_time_that_is_given() -> None:
+    null = ("env.id=headrace/Null-v0", "env.kwargs={step_s: 0.0005, sleep: true}", "env.envs=4", "env.groups=1")
+    config = load(ASYNC, null, {})
+    tuning = Tuning(config, Search(space_of(config), point_of(config)), 1.0, 0.2)
+
+    class Late:
+        """Leaves half a second once a point was measured, as if there had been many, each short; the next is long."""
+
+        def measuring(self, tuning: Tuning, point: Point) -> None: ...
+
+        def measured(self, tuning: Tuning, point: Point, rate: float) -> None:
+            tuning.search.rates[COLD] = [0.0] * 10_000
+            tuning.seconds, tuning.began = 600.0, time.monotonic() - 59.5
+
+    await asyncio.wait_for(tune(tuning, Late()), 90)
+    assert len(tuning.search.rates[point_of(config)]) == 1
 
 
 def test_the_bottleneck_is_the_busiest_role_if_it_is_busy() -> None:

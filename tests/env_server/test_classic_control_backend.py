@@ -207,9 +207,13 @@ def test_a_second_reset_starts_every_episode_and_its_clock_anew() -> None:
     assert cut == [False, False, False, False, True] * 2
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "render_mode"), [({"max_episode_steps": -1}, None), ({"g": None}, None), ({}, "rgb_array")]
-)
+def test_an_episode_without_a_limit_is_not_cut() -> None:
+    steps = Steps("Pendulum-v1", 2, 1, max_episode_steps=-1)
+    push = np.ones((2, 1), np.float32)
+    assert not any(len(steps.step(push).indices) for _ in range(250))
+
+
+@pytest.mark.parametrize(("kwargs", "render_mode"), [({"g": None}, None), ({}, "rgb_array")])
 def test_what_is_not_vectorised_is_left_to_gymnasium_and_said(
     kwargs: dict[str, Any], render_mode: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:

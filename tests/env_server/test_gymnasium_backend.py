@@ -178,6 +178,12 @@ def test_a_time_limit_truncates_and_the_last_observation_is_kept() -> None:
     assert arrays["episode_lengths"].tolist() == [4, 4, 4, 4]
 
 
+def test_no_limit_of_an_environment_with_a_vector_of_its_own_is_none() -> None:
+    backend = gymnasium_backend.make_backend(config("CartPole-v1", kwargs={"max_episode_steps": -1}), 2)
+    arrays = run(backend, np.tile(np.array([0, 1])[:, None], (4, 2)))
+    assert not arrays["truncated"].any()
+
+
 def test_dict_observations_are_flattened_and_categories_count_from_zero() -> None:
     backend = make_backend(config(f"{HERE}:Maze", kwargs={"length": 3}, frame_skip=2), 2)
     assert backend.spec.observations == (

@@ -16,9 +16,10 @@ FOLDER = CONFIGS / "bench"  # one overlay per environment that `headrace bench t
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Settings of one environment: `tuned` of the pipeline, where {cores} stands for their number; n of the limit."""
+    """Settings of one environment: its `own`, in every job; `tuned` ones of the pipeline, where {cores} stands for
+    their number; n of the limit."""
 
-    network: tuple[str, ...]
+    own: tuple[str, ...]
     tuned: tuple[str, ...]
     limit_envs: int
 
@@ -39,13 +40,12 @@ KNOWN = {
     "ALE/Pong-v5": Known((*_CNN, "network.bf16=true"), ("env.servers={cores}", "env.envs=64", "rollout.unroll=16"), 32),
     "CrafterReward-v1": Known(_CNN, ("env.servers={cores}", "env.envs=16", "rollout.unroll=16"), 16),
 }
-_OTHER = ("env.servers={cores}", "env.envs=256", "rollout.unroll=32")
 
 
 def collect_job(env_id: str, overrides: tuple[str, ...] = ()) -> tuple[Config, Config, Config]:
     """Gives the default job of an environment, the known good one, and the one that the limit is measured with."""
     known = KNOWN.get(env_id) or _unknown(env_id, overrides)
-    base = (f"env.id={env_id}", *known.network, "replay.max_policy_lag=1", "learner.batch=1")
+    base = (f"env.id={env_id}", *known.own, "replay.max_policy_lag=1", "learner.batch=1")
     tuned = tuple(text.format(cores=os.cpu_count() or 1) for text in known.tuned)
     limit = (f"env.envs={known.limit_envs}",)
     default, best, bound = (load(None, (*base, *extra, *overrides)) for extra in ((), tuned, limit))
@@ -57,8 +57,8 @@ def train_job(env_id: str, overrides: tuple[str, ...] = ()) -> tuple[Config, Con
     path = FOLDER / f"{env_id.rpartition('/')[2].lower()}_ppo.yaml"
     one_epoch = ("algorithm.name=ppo", "algorithm.epochs=1", "replay.max_policy_lag=4", "learner.batch=2")
     known = KNOWN.get(env_id) or _unknown(env_id, overrides)
-    network = (*known.network, "network.hidden=[64,64]")
-    default = load(None, (f"env.id={env_id}", *network, *one_epoch, *overrides))
+    own = (*known.own, "network.hidden=[64,64]")
+    default = load(None, (f"env.id={env_id}", *own, *one_epoch, *overrides))
     return default, load(path, overrides) if path.exists() else default
 
 
@@ -68,6 +68,11 @@ def _unknown(env_id: str, overrides: tuple[str, ...]) -> Known:
     config = load(None, (f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))))
     backend = make_backend(config.env, 1, at_least=True)
     network: tuple[str, ...] = _CNN if kind_of(backend.spec) == "pixels" else (*_MLP, "network.hidden=[64,64]")
-    network = (*network, *preset_overrides(backend.spec))
+    agents = backend.num_envs
+
+    def whole(envs: int) -> int:
+        return -(-envs // agents) * agents
+
+    own = (*network, *preset_overrides(backend.spec), f"env.envs={whole(config.env.envs)}")
     backend.close()
-    return Known(network, _OTHER, 32)
+    return Known(own, ("env.servers={cores}", f"env.envs={whole(256)}", "rollout.unroll=32"), whole(32))

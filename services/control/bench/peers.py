@@ -48,9 +48,19 @@ def python_of(peer: Peer, home: Path) -> Path:
     return home.expanduser() / peer.name / "bin" / "python"
 
 
+def marker_of(peer: Peer, home: Path) -> Path:
+    """Gives the file that stands in a peer's virtual environment once all that it needs is there."""
+    return home.expanduser() / peer.name / "installed"
+
+
+def ready(peer: Peer, home: Path) -> bool:
+    """Says whether a peer can run here."""
+    return marker_of(peer, home).exists()
+
+
 def installed(home: Path) -> list[Peer]:
-    """Gives the peers that can run here."""
-    return [p for p in PEERS if python_of(p, home).exists() and (SCRIPTS / f"{p.name}_peer.py").exists()]
+    """Gives the peers that can run here and train or step."""
+    return [p for p in PEERS if ready(p, home) and (SCRIPTS / f"{p.name}_peer.py").exists()]
 
 
 def run(peer: Peer, home: Path, *arguments: str) -> dict[str, float]:

@@ -79,6 +79,15 @@ def _table(config: Config) -> str:
     return config.rollout.model_dump_json() + config.replay.model_dump_json()
 
 
+def cpu_s(name: str, pid: int) -> float:
+    """Gives the processor seconds of all threads of a process so far; raises HeadraceError if it ended."""
+    try:
+        spent = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess as error:
+        raise HeadraceError(f"{name} ended", "see its log") from error
+    return float(spent.user + spent.system)
+
+
 class Child:
     """One service process, and the file in which it says its http address."""
 
@@ -92,14 +101,6 @@ class Child:
     @property
     def ended(self) -> bool:
         return self.process.poll() is not None
-
-    def cpu_s(self) -> float:
-        """Gives the processor seconds of all its threads so far; raises HeadraceError if it ended."""
-        try:
-            spent = psutil.Process(self.process.pid).cpu_times()
-        except psutil.NoSuchProcess as error:
-            raise HeadraceError(f"{self.name} ended", "see its log") from error
-        return float(spent.user + spent.system)
 
     async def read(self) -> Reading | None:
         """Gives what the service says of itself, None while it does not answer; raises HeadraceError if it ended."""
@@ -242,10 +243,14 @@ class Pipeline:
             await asyncio.sleep(POLL_S)
 
     async def _readings(self) -> Readings:
-        found = []
+        found, deadline = [], time.monotonic() + START_S
         for child in self.children:
-            reading = await child.read()
-            found.append((child.role, time.monotonic(), reading or Reading(), child.cpu_s()))
+            while (reading := await child.read()) is None:
+                if time.monotonic() > deadline:
+                    said = f"{child.name} said nothing of itself for {START_S:.0f} s"
+                    raise HeadraceError(said, "leave it more of the machine")
+                await asyncio.sleep(POLL_S)
+            found.append((child.role, time.monotonic(), reading, cpu_s(child.name, child.process.pid)))
         return found
 
     def _measured(self, config: Config, before: Readings, after: Readings) -> Measured:

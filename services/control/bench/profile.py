@@ -1,6 +1,7 @@
 """Where the time goes: py-spy on a collect run's processes, by the innermost function of ours or a simulator's.
 
-Of all threads, while they run or could; a function's share is the part of one core that it keeps busy.
+What a process kept busy is what the kernel says; py-spy, which also sees threads that wait for a core or for Python's
+lock, says how that is divided among its functions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from common.config import CONFIGS, Config
 from common.errors import ConfigError, HeadraceError
-from services.control.bench.pipeline import open_pipeline
+from services.control.bench.pipeline import cpu_s, open_pipeline
 from services.control.bench.train import command
 
 RATE_HZ = 200
@@ -30,7 +31,7 @@ _LEAST = 0.005  # of a core: less is not shown
 # Where a thread waits; py-spy does not always see that it does.
 _WAITING = ("selectors.py", "threading.py", "queue.py", "concurrent/futures/thread.py", "zmq/utils/garbage.py")
 
-Shares = dict[str, Counter[str]]
+Shares = dict[str, tuple[float, Counter[str]]]  # of each process: the cores it kept busy, and samples by function
 
 
 def profile_collect(config: Config, seconds: float) -> str:
@@ -48,7 +49,7 @@ def profile_collect(config: Config, seconds: float) -> str:
                 await pipeline.run(config, seconds, warm_s=seconds / 5, warm=record)
                 return await asyncio.wrap_future(recordings[0])
 
-    return table(asyncio.run(run()), RATE_HZ * max(1, int(0.8 * seconds)))
+    return table(asyncio.run(run()))
 
 
 def profile_train(config: Config, seconds: float) -> str:
@@ -66,7 +67,7 @@ def profile_train(config: Config, seconds: float) -> str:
                 found = recorded(_pids(job, folder / "run"), seconds)
             finally:
                 job.terminate()
-    return table(found, RATE_HZ * max(1, int(seconds)))
+    return table(found)
 
 
 def _pids(job: subprocess.Popen[bytes], run: Path) -> dict[str, int]:
@@ -86,10 +87,11 @@ def _pids(job: subprocess.Popen[bytes], run: Path) -> dict[str, int]:
 
 
 def recorded(pids: dict[str, int], seconds: float) -> Shares:
-    """Gives, for each named process, how many samples of `RATE_HZ` a second found it in which function."""
+    """Gives, for each named process, how busy it was, and how many samples of `RATE_HZ` a second found it where."""
     if not _spy().exists():
         raise ConfigError(f"--profile needs {_spy()}", "pip install py-spy")
     with tempfile.TemporaryDirectory() as folder:
+        began, before = time.monotonic(), {name: cpu_s(name, pid) for name, pid in pids.items()}
         options = ["-d", str(max(1, int(seconds))), "-r", str(RATE_HZ), "-f", "raw"]
         recorders = [
             subprocess.Popen(
@@ -101,10 +103,12 @@ def recorded(pids: dict[str, int], seconds: float) -> Shares:
             for name, pid in pids.items()
         ]
         said = [recorder.communicate()[1] for recorder in recorders]
+        took = time.monotonic() - began
+        cores = {name: (cpu_s(name, pid) - before[name]) / took for name, pid in pids.items()}
         for name, recorder, words in zip(pids, recorders, said, strict=True):
             if recorder.returncode:
                 raise HeadraceError(f"py-spy did not record {name}: {words.strip()[-300:]}", "let it trace processes")
-        return {name: shares((Path(folder) / name).read_text()) for name in pids}
+        return {name: (cores[name], shares((Path(folder) / name).read_text())) for name in pids}
 
 
 def shares(raw: str) -> Counter[str]:
@@ -128,12 +132,12 @@ def _function(frames: list[str]) -> str:
     return frames[-1]
 
 
-def table(profiles: Shares, samples: int) -> str:
-    """Writes a Markdown table: each process, and its `TOP` functions, in cores; `samples` are those of a busy core."""
+def table(profiles: Shares) -> str:
+    """Writes a Markdown table: each process, and its `TOP` functions, in cores."""
     lines = ["| process | cores busy | where |", "|---|---|---|"]
-    for name, counted in profiles.items():
-        lines.append(f"| {name} | {counted.total() / samples:.2f} | all of it |")
-        top = [(where, count / samples) for where, count in counted.most_common(TOP)]
+    for name, (busy, counted) in profiles.items():
+        lines.append(f"| {name} | {busy:.2f} | all of it |")
+        top = [(where, busy * count / counted.total()) for where, count in counted.most_common(TOP)]
         lines += [f"| | {cores:.2f} | `{where}` |" for where, cores in top if cores >= _LEAST]
     return "\n".join(lines)
 

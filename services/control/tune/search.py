@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 MARGIN = 1.02  # a step up must gain this factor: less is noise, and of equals the smaller is the better choice
@@ -37,7 +37,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The values that each size may take, ascending. `batch` fixes servers * groups * envs * unroll, unless it is 0."""
+    """The values that each size may take, ascending. `batch` fixes servers * groups * envs * unroll, unless it is 0;
+    `runs` says whether a job of a point's sizes would be refused."""
 
     envs: tuple[int, ...]
     servers: tuple[int, ...]
@@ -46,16 +47,18 @@ class Space:
     merge: tuple[bool, ...]
     unroll: tuple[int, ...]
     batch: int = 0
+    runs: Callable[[Point], bool] = field(default=lambda _: True, compare=False)
 
     def fit(self, point: Point) -> Point | None:
-        """Gives `point` with the unroll that keeps the batch, None where there is none, or where it makes no sense."""
+        """Gives `point` with the unroll that keeps the batch, None where there is none, or where it cannot be."""
         if point.inference > point.servers * point.groups or (point.merge and point.servers * point.groups == 1):
             return None
-        if not self.batch:
-            return point
-        unroll, rest = divmod(self.batch, point.servers * point.groups * point.envs)
-        shortest = min(SHORTEST_UNROLL, *self.unroll)
-        return None if rest or unroll < shortest else replace(point, unroll=unroll)
+        if self.batch:
+            unroll, rest = divmod(self.batch, point.servers * point.groups * point.envs)
+            if rest or unroll < min(SHORTEST_UNROLL, *self.unroll):
+                return None
+            point = replace(point, unroll=unroll)
+        return point if self.runs(point) else None
 
     def grid(self) -> list[Point]:
         """Gives every point there is."""

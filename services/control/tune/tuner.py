@@ -5,16 +5,18 @@ Owns what may be tuned for which kind of job; how it is shown is `view.py`'s bus
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import yaml
 
-from common.config import Config, load
+from common.config import Config, load, validate
 from common.errors import ConfigError, HeadraceError
 from services.control.bench.pipeline import Measured, Pipeline, open_pipeline
 from services.control.bench.report import machine
@@ -22,6 +24,8 @@ from services.control.compose import overlay_of
 from services.control.monitor import BUSY_SHARE
 from services.control.tune.search import Point, Search, Space
 from services.control.words import count
+from services.env_server.backends import make_backend
+from services.replay_server.server import make_table
 
 SEARCH_SHARE = 0.7  # of the budget; what is left is for measuring the best ones again
 LARGEST_GROUP = 1 << 15
@@ -44,24 +48,45 @@ class View(Protocol):
 
 
 def space_of(config: Config) -> Space:
-    """Gives the values to choose from on this machine, the job's own among them.
+    """Gives the values to choose from on this machine, the job's own among them; raises ConfigError for a job that is
+    refused as it is.
 
     A synchronous job keeps its steps per batch, since they are part of its algorithm, and serves each request alone;
     a job whose table is no fifo keeps its unroll, which its table was laid out for.
     """
+    check(config)
     cores = os.cpu_count() or 1
+    one = make_backend(config.env, 1, at_least=True)
+    agents = one.num_envs
+    one.close()
     env, inference, unroll = config.env, config.inference, config.rollout.unroll
     fifo = config.replay.tables[config.learner.table].kind == "fifo"
     batch = env.servers * env.groups * env.envs * unroll if config.synchronous else 0
     return Space(
-        envs=_with(env.envs, tuple(1 << k for k in range(LARGEST_GROUP.bit_length()))),
+        envs=_with(env.envs, tuple(agents << k for k in range((LARGEST_GROUP // agents).bit_length()))),
         servers=_with(env.servers, _up_to(cores)),
         inference=_with(inference.servers, _up_to(cores)),
         groups=_with(env.groups, GROUPS),
         merge=(False,) if config.synchronous else (False, True),
         unroll=_with(unroll, UNROLLS) if fifo and not config.synchronous else (unroll,),
         batch=batch,
+        runs=partial(_runs, config),
     )
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError where services would refuse a job of these sizes: what is measured has none of its limits."""
+    validate(config.model_dump())
+    for name in config.replay.tables:
+        make_table(name, config)
+
+
+def _runs(config: Config, point: Point) -> bool:
+    try:
+        check(at(config, point))
+    except ConfigError:
+        return False
+    return True
 
 
 def point_of(config: Config) -> Point:
@@ -107,6 +132,11 @@ class Tuning:
         return (time.monotonic() - self.began) / (self.minutes * 60)
 
     @property
+    def left_s(self) -> float | None:
+        """The seconds that a measurement may take: what is left, but for the first one, without which there is none."""
+        return (1.0 - self.spent) * self.minutes * 60 if self.busy else None
+
+    @property
     def each(self) -> float:
         """The share of the time budget that a measurement takes."""
         return self.spent / max(1, sum(map(len, self.search.rates.values())))
@@ -117,10 +147,11 @@ async def tune(tuning: Tuning, view: View) -> None:
     async with open_pipeline() as pipeline:
         points = tuning.search.points(lambda: tuning.spent > SEARCH_SHARE)
         point = next(points)
-        with suppress(StopIteration):
+        with suppress(StopIteration, TimeoutError):
             while tuning.spent + tuning.each < 1.0 or not tuning.busy:
                 view.measuring(tuning, point)
-                measured = await _measure(tuning, pipeline, point)
+                async with asyncio.timeout(tuning.left_s):
+                    measured = await _measure(tuning, pipeline, point)
                 tuning.busy[point] = measured.busy
                 following = points.send(measured.steps_s)
                 view.measured(tuning, point, measured.steps_s)

@@ -14,7 +14,8 @@ life, of which ALE's would go on with frames of the life before.
 
 With `episodic_life`, the returns that an unroll reports are those of lives; `tallies` count whole games and their
 scores. The game goes on with its next life, unlike under ALE's own option of that name, which starts a new game and so
-never shows the later lives.
+never shows the later lives. FIRE is pressed for the agent when a game starts, not when a life does: in games that wait
+for it, as Breakout does, the agent has to press it itself.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from services.env_server.backends import gymnasium as plain
 
 log = logging.getLogger("headrace.env")
 
+_NO_LIMIT = 1 << 62  # which Gymnasium writes as -1
+
 
 class Dynamics(Protocol):
     """What moves one kind of environment; `state` is [S, B] float64, and each kind says what its rows are."""
@@ -43,6 +45,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     make, known = _FAMILY[config.id]
     kwargs = {key: value for key, value in config.kwargs.items() if key in known and isinstance(value, int | float)}
     limit = config.kwargs.get("max_episode_steps", gymnasium.spec(config.id).max_episode_steps)
+    limit = _NO_LIMIT if limit == -1 else limit
     rest = config.kwargs.keys() - kwargs.keys() - {"max_episode_steps"}
     if render_mode is not None or rest or not isinstance(limit, int) or limit < 1:
         log.info("%s is left to Gymnasium: render_mode=%s, env.kwargs=%s", config.id, render_mode, config.kwargs)

@@ -48,6 +48,8 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     make, vector = _find(config.id)
     extra = {} if render_mode is None else {"render_mode": render_mode}
     with_vector = vector is not None and config.vectorized and render_mode is None and not config.info_mask
+    # A vector environment takes Gymnasium's "no limit" for a limit that is always past.
+    with_vector = with_vector and config.kwargs.get("max_episode_steps") != -1
     try:
         if vector is not None and with_vector:
             venv = vector(num_envs, **config.kwargs)
