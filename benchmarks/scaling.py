@@ -109,8 +109,8 @@ def capacity(costs: Costs, job: Job, replays: int = 1, unroll: int = UNROLL) -> 
         "inference-servers": job.inference * n / asked,
         "replay-servers": replays * n / stored,
         "links into inference": job.inference * job.link / act * n,
-        # Each frame comes in from an env-server and goes out to the learner.
         "links of replay": replays * job.link / frame * n,
+        "link into the learner": job.link / frame * n,
         # With G groups there are G requests under way; each needs every stage in turn.
         "round trips": job.servers * job.groups * n / (asked + stepped + stored + costs.wait_s),
     }
