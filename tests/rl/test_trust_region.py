@@ -66,6 +66,22 @@ def test_a_wider_cut_brings_the_implied_policy_nearer_for_normals_too(rho: float
     assert implied_kl(pi, mu, rho, 1).item() == pytest.approx(expected, abs=0.01)
 
 
+def test_choices_that_another_policy_all_but_never_took_are_as_far_as_the_sum_says() -> None:
+    # min(μ, π) is (e^-110, e^-120, 0), so that KL = 115 - log 2 - 110 + log(1 + e^-10).
+    pi = MultiCategorical(torch.tensor([[0.0, 0.0, -200.0]]), (3,), (1,))
+    mu = MultiCategorical(torch.tensor([[-110.0, -120.0, 0.0]]), (3,), (1,))
+    assert implied_kl(pi, mu, 1.0, 1).item() == pytest.approx(5.0 - math.log(2.0), abs=1e-3)
+
+
+@pytest.mark.parametrize("shift", [10.0, 20.0, 1000.0])
+def test_normals_that_do_not_overlap_are_far_apart_and_not_trusted(shift: float) -> None:
+    # KL = d²/2 + log 2Φ(-d/2) at d standard deviations, 35.6 nats at 10; of few points it is less.
+    pi, mu = (DiagNormal(torch.tensor([[mean]]), torch.zeros(1), (1,)) for mean in (shift, 0.0))
+    distance = implied_kl(pi, mu, 1.0, 1)
+    assert 10.0 < distance.item() < shift * shift / 2.0
+    assert not within(distance.expand(5, 1), 0.1, NONE, NONE, None).any()
+
+
 def flags(*rows: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.bool).view(-1, 1)
 

@@ -54,8 +54,9 @@ def _quantiles(target: Distribution, behaviour: Distribution, log_rho: float, no
     for u in _lattice(noise_size).to(parameters.device):
         action = target.sample(u.expand(*parameters.shape[:-1], noise_size))
         log_ratios.append(target.log_prob(action) - behaviour.log_prob(action))
-    excess = torch.stack(log_ratios) - log_rho
-    return excess.clamp(min=0.0).mean(0) + (-excess.clamp(min=0.0)).exp().mean(0).log()
+    excess = (torch.stack(log_ratios) - log_rho).clamp(min=0.0)
+    # Not the logarithm of a mean of exponentials: these are all zero where μ is far away.
+    return excess.mean(0) + (-excess).logsumexp(0) - math.log(_POINTS)
 
 
 def within(distance: Tensor, bound: float, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> Tensor:
