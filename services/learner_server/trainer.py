@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from common.config import Config, TableConfig
-from common.errors import ConfigError, HeadraceError, ProtocolError
+from common.errors import HeadraceError, ProtocolError
 from common.messages import Weights
 from common.rl import ranks
 from common.rl.actor import load_policy, pack_weights, weights_layout
-from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
+from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, check_batches
 from common.rl.batch import Batch, to_batch
 from common.rl.goals import check_hindsight_reward
 from common.rl.registry import named_algorithm
@@ -28,7 +28,6 @@ Staged = tuple[Arrays, list[tuple[Transitions | Batch, dict[str, np.ndarray]]]]
 # One inf in a normaliser's moments would spoil every update after it.
 _FROM_ENVIRONMENT = ("observation.", "next_observation.", "final.", "reward")
 _MEND = "mend the environment: it gives inf or nan"
-_KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 _OPTIMIZER_SETTINGS = ("lr", "lr_schedule", "eps", "alpha", "max_grad_norm")
 
 
@@ -76,12 +75,7 @@ class Trainer:
         optimizer = OptimizerConfig(**{name: value for name, value in named.items() if value is not None})
         algorithm, options = named_algorithm(config.algorithm)
         table = config.replay.tables[learner.table]
-        if (gives := _gives(table)) != algorithm.batches:
-            raise ConfigError(
-                f"replay.tables.{learner.table}.kind={table.kind!r} gives {gives}, "
-                f"{algorithm.__name__} trains on {algorithm.batches}",
-                f"set it to {_KINDS[algorithm.batches]}",
-            )
+        check_batches(algorithm, learner.table, table.kind, _gives(table), learner.replayed.table)
         check_hindsight_reward(learner.table, table.her.k, options)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)

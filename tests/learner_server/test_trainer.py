@@ -149,6 +149,22 @@ def test_a_table_that_an_algorithm_cannot_train_from_is_refused_at_start() -> No
         trainer(algorithm={"name": f"{__name__}:Careful", "boldness": 1})
 
 
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo", "appo", "impala", "laser"])
+def test_stored_unrolls_are_mixed_in_only_where_the_algorithm_corrects_for_their_age(algorithm: str) -> None:
+    tables = {"experience": {"kind": "fifo"}, "stored": {"kind": "unrolls", "capacity": 1000}}
+    job = {
+        "algorithm": {"name": algorithm},
+        "rollout": {"tables": [*tables]},
+        "replay": {"max_policy_lag": 5, "tables": tables},
+        "learner": {"batch": 1, "replayed": {"table": "stored"}},
+    }
+    if algorithm in ("impala", "laser"):
+        assert trainer(**job).updates == 0
+        return
+    with pytest.raises(ConfigError, match=rf"learner\.replayed\.table='stored' .*{algorithm.upper()}.*to laser or"):
+        trainer(**job)
+
+
 @pytest.mark.parametrize("algorithm", ["dqn", "sac"])
 def test_goals_that_nobody_would_reward_anew_are_refused_at_start(algorithm: str) -> None:
     ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000, "her": {"k": 4}}}}

@@ -128,6 +128,7 @@ class IMPALA:
     """See the module."""
 
     batches: ClassVar[Batches] = "unrolls"
+    mixes: ClassVar[bool] = True
     priorities: Tensor | None = None
 
     @staticmethod
@@ -145,6 +146,7 @@ class LASER:
     """See the module; its actor sends the parameters of its distribution with each step."""
 
     batches: ClassVar[Batches] = "unrolls"
+    mixes: ClassVar[bool] = True
     priorities: Tensor | None = None
 
     @staticmethod
