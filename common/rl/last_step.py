@@ -37,7 +37,8 @@ class ActionCode(nn.Module):
         """Gives [N, width] of actions [N, *shape]."""
         if self._action.parts:
             columns = torch.split(action, [part.size for part in self._action.parts], -1)
-            return torch.cat([code(own) for code, own in zip(self._parts, columns, strict=True)], -1)
+            shaped = [own.reshape(-1, *part.shape) for part, own in zip(self._action.parts, columns, strict=True)]
+            return torch.cat([code(own) for code, own in zip(self._parts, shaped, strict=True)], -1)
         if self._bounds is not None:
             return self._bounds.inward(action)
         flat = action.reshape(action.shape[0], -1)

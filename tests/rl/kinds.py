@@ -13,6 +13,8 @@ BOX = ActionSpec("box", "<f4", (2,), low=(-1.0, -2.0), high=(1.0, 4.0))
 SWITCHES = ActionSpec("multi_binary", "<i8", (2,), (2, 2))
 MULTI = ActionSpec("multi_discrete", "<i8", (1, 2), (3, 2))
 MIXED = ActionSpec("tuple", "<f8", (6,), parts=(DISCRETE, BOX, SWITCHES, replace(DISCRETE, n=(2,))))
+PLATE = ActionSpec("box", "<f4", (2, 2), low=(-1.0,) * 4, high=(1.0, 1.0, 1.0, 3.0))
+SHAPED = ActionSpec("tuple", "<f8", (7,), parts=(PLATE, MULTI, replace(BOX, shape=(), low=(-2.0,), high=(2.0,))))
 CHOICES = ActionSpec("tuple", "<i8", (3,), parts=(MULTI, DISCRETE))
 MASK = ArraySpec("mask", "|b1", (3,))
 PIXELS = ArraySpec("pixels", "|u1", (36, 36, 2))
@@ -29,6 +31,7 @@ KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
     "told": ({"last_action": True, "last_reward": True}, EnvSpec("a", (VECTOR,), MULTI)),
     "told box": ({"last_action": True, "gru": 4}, EnvSpec("a", (VECTOR,), BOX)),
     "told mixed": ({"last_action": True}, EnvSpec("a", (VECTOR,), MIXED)),
+    "told shaped": ({"last_action": True}, EnvSpec("a", (VECTOR,), SHAPED)),
     "masked": ({"action_mask": "mask"}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
     "masked lstm": ({"action_mask": "mask", "lstm": 4}, EnvSpec("a", (VECTOR, MASK), DISCRETE)),
     "masked parts": (

@@ -13,6 +13,7 @@ from common.types import ActionSpec, Arrays, EnvSpec
 
 DISCRETE = ActionSpec("discrete", "<i8", (), (3,))
 BOX = ActionSpec("box", "<f4", (2,), low=(-1.0, 0.0), high=(1.0, 4.0))
+PLATE = ActionSpec("box", "<f4", (2, 2), low=(-1.0, -1.0, -2.0, -1.0), high=(1.0, 1.0, 2.0, 1.0))
 CODES: dict[str, tuple[ActionSpec, list[object], list[float]]] = {
     "discrete": (DISCRETE, [1], [0, 1, 0]),
     "multi_discrete": (ActionSpec("multi_discrete", "<i8", (1, 2), (3, 2)), [[[2, 0]]], [0, 0, 1, 1, 0]),
@@ -20,6 +21,11 @@ CODES: dict[str, tuple[ActionSpec, list[object], list[float]]] = {
     "box": (BOX, [[0.5, 9.0]], [0.5, 1.0]),
     "unbounded": (replace(BOX, low=(-1.0, -float("inf"))), [[0.5, 9.0]], [0.5, 9.0]),
     "tuple": (ActionSpec("tuple", "<f8", (3,), parts=(DISCRETE, BOX)), [[2.0, -1.0, 1.0]], [0, 0, 1, -1, -0.5]),
+    "plate in a tuple": (
+        ActionSpec("tuple", "<f8", (5,), parts=(PLATE, replace(PLATE, shape=(), low=(-1.0,), high=(3.0,)))),
+        [[0.0, 2.0, -1.0, 3.0, 2.0]],
+        [0.0, 1.0, -0.5, 1.0, 0.5],
+    ),
 }
 
 
