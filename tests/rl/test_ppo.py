@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.rl.actor import Seen
 from common.rl.algorithms.base import OptimizerConfig
 from common.rl.algorithms.ppo import APPO, PPO
@@ -60,12 +61,27 @@ def test_the_rate_is_steered_by_the_kl(arrays: Arrays, cartpole: EnvSpec) -> Non
 
 
 def test_a_steered_rate_has_bounds_and_survives_a_resume(arrays: Arrays, cartpole: EnvSpec) -> None:
-    settings = {"adaptive_kl": 1e3, "epochs": 1, "minibatches": 1}
+    settings = {"adaptive_kl": 1e3, "epochs": 1, "minibatches": 2}
     ppo, resumed = (PPO(settings, OptimizerConfig(lr=1e-6), build_policy({}, cartpole, 0), 0) for _ in range(2))
     for _ in range(8):
         ppo.learn(to_batch(arrays, CPU), 0.0)
     resumed.load_state_dict(ppo.state_dict())
     assert resumed.learn(to_batch(arrays, CPU), 0.0)["lr"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"adaptive_kl": 0.01, "minibatches": 1}, r"algorithm\.adaptive_kl=0\.01 .*or algorithm\.minibatches above 1"),
+        ({"target_kl": 0.02}, r"algorithm\.target_kl=0\.02 .*set algorithm\.epochs above 1"),
+    ],
+)
+def test_a_key_of_the_kl_is_refused_where_an_update_sees_none(
+    settings: dict[str, Any], text: str, arrays: Arrays, cartpole: EnvSpec
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        learn(arrays, cartpole, epochs=1, **settings)
+    assert learn(arrays, cartpole, epochs=2, **settings)["gradient_steps"] >= 1.0
 
 
 def test_truly_ppo_stays_nearer_than_the_bare_surrogate(arrays: Arrays, cartpole: EnvSpec) -> None:

@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.rl import ranks
 from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Trained
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, scheduled
@@ -117,6 +118,7 @@ class _Surrogate:
     """What both do with a batch; owns the random order of minibatches. `thresholds` None makes targets by GAE."""
 
     def __init__(self, config: PPOConfig, thresholds: Thresholds | None, core: ActorCritic, seed: int) -> None:
+        _check_kl(config)
         self._config = config
         self._thresholds = thresholds
         self._core = core
@@ -244,6 +246,16 @@ class _Surrogate:
         self._core.load_state_dict(state)
         self._order.set_state(state["generator"])
         self._rate = float(state["rate"])
+
+
+def _check_kl(config: PPOConfig) -> None:
+    """Raises ConfigError for a key of the KL where there is none: each step measures that of the steps before it."""
+    if config.adaptive_kl is not None and config.epochs * config.minibatches == 1:
+        text = f"algorithm.adaptive_kl={config.adaptive_kl} sees no KL: an update of one step has none before it"
+        raise ConfigError(text, "set algorithm.epochs or algorithm.minibatches above 1, or leave it out")
+    if config.target_kl is not None and config.epochs == 1:
+        text = f"algorithm.target_kl={config.target_kl} does nothing: an update of one pass ends after it anyway"
+        raise ConfigError(text, "set algorithm.epochs above 1, or leave it out")
 
 
 def _joined(moves: list[_Move]) -> _Move:
