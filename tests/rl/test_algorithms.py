@@ -171,3 +171,11 @@ def test_unset_optimiser_settings_take_the_algorithms_defaults() -> None:
     defaults = OptimizerConfig(name="rmsprop", lr=7e-4)
     merged = OptimizerConfig(lr=1e-3).over(defaults)
     assert (merged.name, merged.lr) == ("rmsprop", 1e-3)
+
+
+def test_an_epsilon_goes_with_its_optimiser() -> None:
+    defaults = OptimizerConfig(name="rmsprop", eps=0.01)
+    assert OptimizerConfig(lr=1e-3).over(defaults).eps == 0.01
+    assert OptimizerConfig(name="rmsprop").over(defaults).eps == 0.01
+    assert OptimizerConfig(name="adam").over(defaults).eps == 1e-5
+    assert OptimizerConfig(name="adam", eps=1e-3).over(defaults).eps == 1e-3

@@ -21,6 +21,7 @@ from common.types import EnvSpec
 
 Batches = Literal["unrolls", "transitions", "sequences"]
 _ADAM_BETAS = (0.9, 0.999)
+_EPS = 1e-5
 _KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 
 
@@ -37,14 +38,19 @@ class OptimizerConfig(BaseModel):
 
     name: Literal["adam", "rmsprop"] = "adam"
     lr: float = Field(3e-4, gt=0)
-    eps: float = Field(1e-5, gt=0)
+    eps: float = Field(_EPS, gt=0)
     alpha: float = Field(0.99, gt=0, lt=1)
     max_grad_norm: float = Field(0.5, gt=0)
     lr_schedule: Literal["constant", "linear"] = "constant"
 
     def over(self, defaults: OptimizerConfig) -> OptimizerConfig:
-        """Gives `defaults` with what was set here laid over them."""
-        return defaults.model_copy(update=self.model_dump(exclude_unset=True))
+        """Gives `defaults` with what was set here laid over them.
+
+        An epsilon is one optimiser's: RMSProp's 0.01 would damp Adam. Another than the defaults' has 1e-5.
+        """
+        own = self.model_dump(exclude_unset=True)
+        others = {} if own.get("name", defaults.name) == defaults.name else {"eps": _EPS}
+        return defaults.model_copy(update={**others, **own})
 
 
 def scheduled(value: float, schedule: Literal["constant", "linear"], progress: float) -> float:
