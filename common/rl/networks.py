@@ -114,6 +114,17 @@ def _encoder_of(spec: ArraySpec, config: NetworkConfig) -> EncoderConfig:
     return chosen
 
 
+def _warn_of_unread(config: NetworkConfig) -> None:
+    """Says what is set for images where no observation is one; a file for all environments may well set it."""
+    if config.name in CONVOLUTIONS:
+        log.warning("network.name=%s: no observation is an image (3-D, uint8 or bool), an MLP takes them", config.name)
+    for key, value in {"bf16": config.bf16 or None, "channels_last": config.channels_last}.items():
+        if value is not None:
+            log.warning("network.%s=%s does nothing: no observation is an image", key, str(value).lower())
+    if config.compile:
+        log.warning("network.compile=true: there is nothing to compile, an MLP is one piece of code already")
+
+
 def has_bf16(device: torch.device) -> bool:
     """Says whether a device has instructions for bfloat16: without, it is slower than 32 bits, by far."""
     if device.type == "cuda":
@@ -159,8 +170,8 @@ class Inputs(nn.Module):
         self.either_format = config.channels_last is None and bool(built_in) and not config.compile
         self.channels_last = config.channels_last
         self._bf16 = config.bf16
-        if config.compile and not self.images:
-            log.warning("network.compile=true: there is nothing to compile, an MLP is one piece of code already")
+        if not self.images:
+            _warn_of_unread(config)
         normalizes = config.normalize_observations and self.width > 0
         self.normalizer = ObservationNormalizer(self.width) if normalizes else None
 

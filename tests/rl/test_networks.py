@@ -117,6 +117,19 @@ def test_a_convolution_named_for_what_is_no_image_is_refused() -> None:
         Inputs((ArraySpec("obs", "<f4", (4,)),), config)
 
 
+@pytest.mark.parametrize("value", [{"name": "nature_cnn"}, {"bf16": True}, {"channels_last": False}, {"compile": True}])
+def test_what_is_set_for_images_is_warned_of_where_there_are_none(
+    value: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    image, vector = ArraySpec("pixels", "|u1", (36, 36, 3)), ArraySpec("obs", "<f4", (36, 36, 3))
+    ((key, set_to),) = value.items()
+    Inputs((image, vector), read_network({"name": "nature_cnn", **value}))
+    assert caplog.messages == []
+    Inputs((vector,), read_network(value))
+    (said,) = caplog.messages
+    assert said.startswith(f"network.{key}={set_to if key == 'name' else str(set_to).lower()}")
+
+
 def test_normalised_observations_reach_every_flat_encoder() -> None:
     specs = (ArraySpec("a", "<f4", (1,)), ArraySpec("goal", "<f4", (1,)))
     inputs = Inputs(specs, read_network({"encoders": {"goal": {}}, "normalize_observations": True}))
