@@ -202,12 +202,23 @@ def _encoded(env: EnvSpec, config: NetworkConfig, head: Head) -> tuple[ArraySpec
     return others
 
 
+def _check_read(network: Mapping[str, Any], config: NetworkConfig, env: EnvSpec) -> None:
+    """Raises ConfigError for a key of Box actions that is set and that the head of these actions does not look at."""
+    box = any(part.kind == "box" for part in (env.action, *env.action.parts))
+    unread = ("sigma", "log_std_init") if box else ("distribution", "sigma", "log_std_init")
+    whose = "network.distribution='beta'" if box else f"the {env.action.kind} actions of {env.id!r}"
+    for key in unread if not box or config.distribution == "beta" else ():
+        if key in network:
+            raise ConfigError(f"network.{key}={network[key]!r} says nothing to {whose}", "leave it out")
+
+
 def build_policy(network: Mapping[str, Any], env: EnvSpec, seed: int, parameters: bool = False) -> Policy:
     """Builds a policy whose initial weights depend on `seed` alone; a bad `network` is a ConfigError.
 
     With `parameters` it ships `extras.parameters`, all that it takes to build its distributions again.
     """
     config = read_network(network)
+    _check_read(network, config, env)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Policy(config, env, parameters)

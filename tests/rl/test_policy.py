@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -5,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rl.kinds import BOX, DISCRETE, KINDS, MASK, PIXELS, SWITCHES, VECTOR
+from rl.kinds import BOX, CHOICES, DISCRETE, KINDS, MASK, MIXED, PIXELS, SWITCHES, VECTOR
 
 from common.errors import ConfigError
 from common.rl.actor import Acted, Seen, pack_weights, unpack_weights, weights_layout
@@ -13,7 +14,7 @@ from common.rl.batch import Batch, to_batch
 from common.rl.distributions import Categorical
 from common.rl.networks import has_bf16
 from common.rl.policy import Policy, build_policy
-from common.types import Arrays, ArraySpec, EnvSpec
+from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 
 CPU = torch.device("cpu")
 Record = Callable[..., Arrays]
@@ -225,6 +226,24 @@ def test_a_setting_that_the_environment_refuses_is_named(network: dict[str, Any]
         build_policy(network, EnvSpec("a", (VECTOR, MASK), DISCRETE), 0)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("action", "network", "text"),
+    [
+        (DISCRETE, {"distribution": "beta"}, "distribution='beta' says nothing to the discrete actions of 'a'"),
+        (SWITCHES, {"sigma": "state"}, "sigma='state' says nothing to the multi_binary actions of 'a'"),
+        (CHOICES, {"log_std_init": -1.0}, "log_std_init=-1.0 says nothing to the tuple actions of 'a'"),
+        (BOX, {"distribution": "beta", "sigma": "free"}, "sigma='free' says nothing to network.distribution='beta'"),
+        (MIXED, {"distribution": "beta", "log_std_init": 0.0}, "log_std_init=0.0 says nothing to network.distribution"),
+    ],
+)
+def test_a_key_of_box_actions_that_the_head_does_not_read_is_refused(
+    action: ActionSpec, network: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"network.{text}")):
+        build_policy(network, EnvSpec("a", (VECTOR,), action), 0)
+    build_policy({"sigma": "state", "log_std_init": -1.0}, EnvSpec("a", (VECTOR,), MIXED), 0)
 
 
 def test_bounded_distributions_want_bounds() -> None:
