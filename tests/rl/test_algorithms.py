@@ -134,6 +134,31 @@ def test_a_bad_setting_is_named(name: str) -> None:
         build(name, discont=0.9)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("appo", "rho"),
+        ("appo", "c"),
+        ("impala", "rho"),
+        ("impala", "c"),
+        ("impala", "pg_rho"),
+        ("laser", "c"),
+        ("laser", "pg_rho"),
+    ],
+)
+def test_where_vtrace_is_off_its_thresholds_are_refused(name: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"algorithm\.{key}=0\.5 does nothing with algorithm\.vtrace=false .set alg"):
+        build(name, vtrace=False, **{key: 0.5})
+    build(name, vtrace=True, **{key: 0.5})
+    build(name, vtrace=False)
+
+
+def test_the_trust_region_has_a_threshold_without_vtrace_too() -> None:
+    build("laser", vtrace=False, rho=0.5)
+    with pytest.raises(ConfigError, match=r"algorithm\.rho=0\.5 does nothing"):
+        build("laser", vtrace=False, rho=0.5, trust_region=None)
+
+
 def test_a_linear_schedule_falls_to_zero() -> None:
     assert scheduled(2.0, "linear", 0.25) == 1.5
     assert scheduled(2.0, "linear", 1.5) == 0.0

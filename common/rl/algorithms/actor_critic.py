@@ -5,13 +5,14 @@ Knows no estimator and no policy loss: an algorithm's own file says those, and c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.rl import ranks
 from common.rl.algorithms.base import FlatOptimizer, NonFiniteUpdate, OptimizerConfig, numbers_of
 from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
@@ -41,6 +42,14 @@ class ActorCriticConfig(BaseModel):
     curiosity: CuriosityConfig | None = Field(
         None, description="intrinsic reward by ICM: weight, network, hidden, forward_weight, lr; null: none"
     )
+
+
+def refuse_thresholds(algorithm: Mapping[str, Any], *keys: str) -> None:
+    """Raises ConfigError if one of V-trace's `keys` is set: for an algorithm that goes without it."""
+    for key in keys:
+        if key in algorithm:
+            text = f"algorithm.{key}={algorithm[key]!r} does nothing with algorithm.vtrace=false"
+            raise ConfigError(text, "set algorithm.vtrace to true, or leave it out")
 
 
 class ActorCritic:

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.rl import ranks
-from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics, Trained
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Metrics, Trained, refuse_thresholds
 from common.rl.algorithms.base import Batches, OptimizerConfig
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
@@ -137,6 +137,8 @@ class IMPALA:
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         config = read_settings(IMPALAConfig, algorithm, "algorithm")
+        if not config.vtrace:
+            refuse_thresholds(algorithm, "rho", "c", "pg_rho")
         core = ActorCritic(config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
         self.learn = _VTraceActorCritic(config, None, core).learn
         self.acting, self.state_dict, self.load_state_dict = core.acting, core.state_dict, core.load_state_dict
@@ -155,6 +157,9 @@ class LASER:
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         config = read_settings(LASERConfig, algorithm, "algorithm")
+        if not config.vtrace:
+            # The trust region has a rho too: it is the same.
+            refuse_thresholds(algorithm, "c", "pg_rho", *(() if config.trust_region else ("rho",)))
         core = ActorCritic(config, optimizer.over(DEFAULT_OPTIMIZER), policy, seed)
         self.learn = _VTraceActorCritic(config, config.trust_region, core).learn
         self.acting, self.state_dict, self.load_state_dict = core.acting, core.state_dict, core.load_state_dict

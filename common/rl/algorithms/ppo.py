@@ -25,7 +25,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.rl import ranks
-from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Trained
+from common.rl.algorithms.actor_critic import ActorCritic, ActorCriticConfig, Trained, refuse_thresholds
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, scheduled
 from common.rl.batch import Batch
 from common.rl.distributions import Distribution
@@ -303,6 +303,8 @@ class APPO:
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         self._config = read_settings(APPOConfig, algorithm, "algorithm")
         core = ActorCritic(self._config, optimizer.over(APPO_OPTIMIZER), policy, seed)
+        if not self._config.vtrace:
+            refuse_thresholds(algorithm, "rho", "c")
         thresholds = Thresholds(self._config.rho, self._config.c) if self._config.vtrace else None
         self._surrogate = own = _Surrogate(self._config, thresholds, core, seed)
         self.acting, self.state_dict, self.load_state_dict = core.acting, own.state_dict, own.load_state_dict
