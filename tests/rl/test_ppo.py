@@ -5,6 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import ConfigError
 from common.rl.actor import Seen
@@ -132,6 +133,27 @@ def test_invalid_steps_have_no_influence(arrays: Arrays, cartpole: EnvSpec) -> N
 
 def test_a_value_clip_changes_the_value_loss(arrays: Arrays, cartpole: EnvSpec) -> None:
     assert learn(arrays, cartpole, value_clip=1e-3)["value_loss"] > learn(arrays, cartpole)["value_loss"]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device, to learn how large its answer is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "nonzero" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_recurrent_policys_gradient_steps_wait_for_no_device(cartpole: EnvSpec, record: Record) -> None:
+    policy = build_policy({"lstm": 4}, cartpole, 0)
+    batch = to_batch(record(policy, cartpole, 16, 8), CPU)
+    assert batch.final_index is not None
+    with Waits() as waits:
+        metrics = PPO({"epochs": 2, "minibatches": 4}, OptimizerConfig(), policy, 0).learn(batch, 0.0)
+    assert (metrics["gradient_steps"], waits.count) == (8.0, 0)
 
 
 def test_columns_may_go_between_batches(cartpole: EnvSpec, record: Record) -> None:

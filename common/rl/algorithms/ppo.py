@@ -200,6 +200,8 @@ class _Surrogate:
             yield distribution, value, flat.map(operator.itemgetter(slice(start, stop)))
 
     def _columns(self, batch: Batch, targets: _Targets) -> Iterator[_Minibatch]:
+        # Targets are made: finding each column's own last observations would be a wait for the device in every step.
+        batch = replace(batch, final_index=None, final={})
         for index, counts in self._order.columns(batch.reward.shape[1]):
             outputs = self._core.policy.unroll(batch.columns(index))
             part = targets.map(operator.itemgetter((slice(None), index)))
