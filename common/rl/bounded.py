@@ -22,6 +22,13 @@ _NODES = 32
 _ATTEMPTS = 6
 
 
+def has_bounds(low: tuple[float, ...], high: tuple[float, ...]) -> bool:
+    """Says whether `Bounds` can be made: each low is below its high, by no more than float32 can hold."""
+    bottom, top = torch.tensor(low), torch.tensor(high)
+    scale = (top - bottom) / 2.0
+    return bool(((scale > 0.0) & scale.isfinite() & (top + bottom).isfinite()).all())
+
+
 class Bounds(nn.Module):
     """The box that actions lie in, [k]; maps from and to -1..1. It is no part of a policy's weights."""
 

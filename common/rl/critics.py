@@ -6,7 +6,6 @@ flat observations and, for a critic, the action together through MLPs of `hidden
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
-from common.rl.bounded import Bounds
+from common.rl.bounded import Bounds, has_bounds
 from common.rl.dense import Ensemble
 from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
 from common.types import ActionSpec, EnvSpec
@@ -41,10 +40,10 @@ def bounds_of(env: EnvSpec, algorithm: str) -> Bounds:
             f"algorithm.name: {algorithm} takes Box actions, {env.id!r} has {action.kind} ones",
             "choose sac or dqn for one discrete action, ppo for any other kind",
         )
-    pairs = zip(action.low, action.high, strict=True)
-    if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in pairs):
+    if not has_bounds(action.low, action.high):
         raise ConfigError(
-            f"algorithm.name: {algorithm} wants finite bounds, {env.id!r} has actions in {action.low} to {action.high}",
+            f"algorithm.name: {algorithm} wants finite bounds, low below high; {env.id!r} has actions in "
+            f"{action.low} to {action.high}",
             "wrap the environment in one that rescales its actions, or choose ppo",
         )
     return Bounds(action.low, action.high, action.shape)

@@ -5,7 +5,6 @@ Knows no network and no observation. A space of several parts gets a head for ea
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple, dataclass
 from typing import Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import ConfigError
-from common.rl.bounded import Beta, Bounds, TanhNormal
+from common.rl.bounded import Beta, Bounds, TanhNormal, has_bounds
 from common.rl.distributions import (
     LOWEST,
     Bernoulli,
@@ -143,11 +142,10 @@ def _total(parts: list[Sizes]) -> Sizes:
 
 
 def _bounds(action: ActionSpec, distribution: Kind) -> Bounds:
-    pairs = zip(action.low, action.high, strict=True)
-    if not all(math.isfinite(low) and math.isfinite(high) and low < high for low, high in pairs):
+    if not has_bounds(action.low, action.high):
         raise ConfigError(
-            f"network.distribution={distribution!r} wants finite bounds, the actions lie in {action.low} to "
-            f"{action.high}",
+            f"network.distribution={distribution!r} wants finite bounds, low below high; the actions lie in "
+            f"{action.low} to {action.high}",
             "set it to normal",
         )
     return Bounds(action.low, action.high, action.shape)

@@ -5,8 +5,6 @@ Knows no network: it gives numbers that join the features, and zeros where an ep
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +12,7 @@ from torch.nn import functional
 from common.errors import ProtocolError
 from common.rl.actor import Seen
 from common.rl.batch import Batch
-from common.rl.bounded import Bounds
+from common.rl.bounded import Bounds, has_bounds
 from common.types import ActionSpec, ArraySpec
 
 # Among the rows of a batch, beside the observations, whose names are their environment's.
@@ -28,8 +26,8 @@ class ActionCode(nn.Module):
         super().__init__()
         self._action = action
         self._parts = nn.ModuleList([ActionCode(part) for part in action.parts])
-        finite = action.kind == "box" and all(math.isfinite(x) for x in (*action.low, *action.high))
-        self._bounds = Bounds(action.low, action.high, action.shape) if finite else None
+        bounded = action.kind == "box" and has_bounds(action.low, action.high)
+        self._bounds = Bounds(action.low, action.high, action.shape) if bounded else None
         width = sum(action.n) if action.kind in ("discrete", "multi_discrete") else action.size
         self.width: int = sum(part.width for part in self._parts) if action.parts else width  # type: ignore[misc]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch import distributions as reference
 
-from common.rl.bounded import Beta, Bounds, TanhNormal
+from common.rl.bounded import Beta, Bounds, TanhNormal, has_bounds
 
 LOW, HIGH = (-1.0, 0.0, -3.0), (1.0, 10.0, 5.0)
 WIDTH = torch.tensor([2.0, 10.0, 8.0], dtype=torch.float64)
@@ -14,6 +14,27 @@ WIDTH = torch.tensor([2.0, 10.0, 8.0], dtype=torch.float64)
 
 def bounds() -> Bounds:
     return Bounds(LOW, HIGH, (3,)).double()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "made"),
+    [
+        ((-1.0, 0.0), (1.0, 10.0), True),
+        ((-1.0, 2.0), (1.0, 2.0), False),
+        ((-1.0, 1.0), (1.0, -1.0), False),
+        ((-1.0, 0.0), (1.0, math.inf), False),
+        ((-1e38,), (1e38,), True),
+        ((-3e38,), (3e38,), False),
+        ((2e38,), (3e38,), False),
+        ((1e39,), (1e40,), False),
+        ((1.0,), (1.0 + 1e-9,), False),
+    ],
+)
+def test_bounds_are_finite_and_apart_in_float32(low: tuple[float, ...], high: tuple[float, ...], made: bool) -> None:
+    assert has_bounds(low, high) is made
+    if made:
+        ends = Bounds(low, high, (len(low),)).outward(torch.tensor([[-1.0], [1.0]]).expand(2, len(low)))
+        torch.testing.assert_close(ends, torch.tensor([low, high]))
 
 
 def double(*values: float) -> Tensor:

@@ -71,6 +71,7 @@ def test_an_encoder_for_a_flat_observation_is_refused() -> None:
     ("action", "words"),
     [
         (ActionSpec("box", "<f4", (1,), low=(-1.0,), high=(float("inf"),)), "wants finite bounds"),
+        (ActionSpec("box", "<f4", (1,), low=(-3e38,), high=(3e38,)), "wants finite bounds"),
         (ActionSpec("discrete", "<i8", (), (2,)), "takes Box actions"),
         (ActionSpec("multi_discrete", "<i8", (2,), (2, 2)), "takes Box actions"),
     ],

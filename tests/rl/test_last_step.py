@@ -20,6 +20,8 @@ CODES: dict[str, tuple[ActionSpec, list[object], list[float]]] = {
     "multi_binary": (ActionSpec("multi_binary", "<i8", (2,), (2, 2)), [[1, 0]], [1, 0]),
     "box": (BOX, [[0.5, 9.0]], [0.5, 1.0]),
     "unbounded": (replace(BOX, low=(-1.0, -float("inf"))), [[0.5, 9.0]], [0.5, 9.0]),
+    "held": (replace(BOX, low=(-1.0, 4.0)), [[0.5, 4.0]], [0.5, 4.0]),
+    "as wide as float32": (replace(BOX, low=(-1.0, -3e38), high=(1.0, 3e38)), [[0.5, 9.0]], [0.5, 9.0]),
     "tuple": (ActionSpec("tuple", "<f8", (3,), parts=(DISCRETE, BOX)), [[2.0, -1.0, 1.0]], [0, 0, 1, -1, -0.5]),
     "plate in a tuple": (
         ActionSpec("tuple", "<f8", (5,), parts=(PLATE, replace(PLATE, shape=(), low=(-1.0,), high=(3.0,)))),

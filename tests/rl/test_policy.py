@@ -246,10 +246,12 @@ def test_a_key_of_box_actions_that_the_head_does_not_read_is_refused(
     build_policy({"sigma": "state", "log_std_init": -1.0}, EnvSpec("a", (VECTOR,), MIXED), 0)
 
 
-def test_bounded_distributions_want_bounds() -> None:
-    free = replace(BOX, low=(-np.inf, -1.0))
+@pytest.mark.parametrize("low", [-np.inf, 1.0, -3.4e38])
+def test_bounded_distributions_want_bounds(low: float) -> None:
+    # Unbounded, held in place, and wider than float32.
+    box = replace(BOX, low=(low, -1.0), high=(1.0 if low > -1e38 else 3.4e38, 4.0))
     with pytest.raises(ConfigError, match=r"network\.distribution='beta' wants finite bounds.*set it to normal"):
-        build_policy({"distribution": "beta"}, EnvSpec("a", (VECTOR,), free), 0)
+        build_policy({"distribution": "beta"}, EnvSpec("a", (VECTOR,), box), 0)
 
 
 def test_a_bernoulli_mask_keeps_a_switch_off() -> None:
