@@ -131,6 +131,22 @@ def test_invalid_steps_have_no_influence(arrays: Arrays, cartpole: EnvSpec) -> N
     assert learn(arrays, cartpole) == learn(other, cartpole)
 
 
+@pytest.mark.parametrize("network", [{}, {"lstm": 4}])
+@pytest.mark.parametrize("log_prob", [-200.0, -np.inf, np.nan])
+def test_a_step_that_was_none_may_hold_any_ratio(
+    network: dict[str, Any], log_prob: float, cartpole: EnvSpec, record: Record
+) -> None:
+    arrays = record(build_policy(network, cartpole, 0), cartpole, 16, 8)
+    arrays["valid"] = np.ones((16, 8), bool)
+    arrays["valid"][2, 1] = False
+    found = []
+    for odd in (arrays["extras.log_prob"][2, 1], log_prob):
+        arrays["extras.log_prob"][2, 1] = odd
+        ppo = PPO({"epochs": 1, "minibatches": 2}, OptimizerConfig(), build_policy(network, cartpole, 0), 0)
+        found.append(ppo.learn(to_batch(arrays, CPU), 0.0))
+    assert found[0] == found[1]
+
+
 def test_a_value_clip_changes_the_value_loss(arrays: Arrays, cartpole: EnvSpec) -> None:
     assert learn(arrays, cartpole, value_clip=1e-3)["value_loss"] > learn(arrays, cartpole)["value_loss"]
 

@@ -215,6 +215,9 @@ class _Surrogate:
         """Takes one gradient step; gives its _LOSSES, and log π/μ of its steps with their mask."""
         config, mask = self._config, part.mask
         log_ratio = distribution.log_prob(part.action) - part.extras["log_prob"]
+        if mask is not None:
+            # Before the exponential: a loss of zero would pass a gradient of 0 * inf on.
+            log_ratio = torch.where(mask, log_ratio, 0.0)
         policy_loss = self._policy_loss(distribution, log_ratio, part, clip)
         value = self._core.policy.normalized(value)
         if config.value_clip is None:
