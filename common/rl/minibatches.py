@@ -54,9 +54,10 @@ class Order:
         """Gives an epoch over the `places` of the whole batch; None: over all, of which `here` are this rank's."""
         n = here * ranks.size() if places is None else places.shape[0]
         order = self._draw(n)
-        chosen, parts = order if places is None else places[order], min(self._minibatches, n)
+        # One that counts nowhere, where no place does: every algorithm takes its step, of no gradient.
+        chosen, parts = order if places is None else places[order], max(1, min(self._minibatches, n))
         bounds = [n * i // parts for i in range(parts + 1)]
-        return Epoch(chosen, bounds, None) if ranks.size() == 1 else _own(chosen, bounds)
+        return Epoch(chosen, bounds, None) if ranks.size() == 1 and n else _own(chosen, bounds)
 
     def columns(self, here: int) -> Iterator[tuple[Tensor, bool]]:
         """Gives this rank's columns of each minibatch, of `here` in all, and whether they count."""

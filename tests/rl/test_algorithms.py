@@ -128,6 +128,19 @@ def test_a_step_that_was_none_is_in_no_statistics_of_observations(name: str, rec
         torch.testing.assert_close(state["normalizer.moments.mean"], seen.mean(0))
 
 
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("kind", ["mlp", "normalized", "lstm"])
+def test_a_batch_without_a_step_trains_no_policy(name: str, kind: str, record: Record) -> None:
+    policy, algorithm = build(name, kind)
+    arrays = record(policy, KINDS[kind][1])
+    arrays["valid"] = np.zeros(arrays["reward"].shape, bool)
+    before = pack_weights(policy)
+    metrics = algorithm.learn(to_batch(arrays, CPU), 0.0)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert (metrics["policy_loss"], metrics["value_loss"], metrics["grad_norm"]) == (0.0, 0.0, 0.0)
+    np.testing.assert_array_equal(pack_weights(policy), before)
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_bad_setting_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.discont.*did you mean discount\?"):
