@@ -112,8 +112,10 @@ def test_two_ranks_compute_what_one_would_with_the_whole_batch(job: str, tmp_pat
         # The other rank too, to the last bit.
         replicas.compare(trainer)
     assert [update.steps for update in together] == [update.steps for update in alone]
+    # Of a minibatch a rank may have no step.
+    of_ppo = ("kl", "policy_loss", "value_loss", "entropy") if job.startswith("ppo") else ()
     for ours, theirs in zip(together, alone, strict=True):
-        for name in ("grad_norm", "gradient_steps", "lr", *(["kl"] if job.startswith("ppo") else [])):
+        for name in ("grad_norm", "gradient_steps", "lr", *of_ppo):
             if name in theirs.scalars:
                 assert ours.scalars[name] == pytest.approx(theirs.scalars[name], rel=1e-4, abs=1e-6), name
     expected, found = flat(one.state_dict()), flat(trainer.state_dict())

@@ -147,6 +147,23 @@ def test_a_step_that_was_none_may_hold_any_ratio(
     assert found[0] == found[1]
 
 
+def test_losses_are_means_over_steps_however_few_of_them_a_minibatch_has(cartpole: EnvSpec, record: Record) -> None:
+    network = {"lstm": 4}
+    arrays = record(build_policy(network, cartpole, 0), cartpole, 16, 4)
+    arrays["valid"] = np.arange(16)[:, None] < np.array([16, 4, 1, 0])
+    whole, parts = (
+        PPO(
+            {"epochs": 1, "minibatches": n, "normalize_advantages": False},
+            OptimizerConfig(lr=1e-12),
+            build_policy(network, cartpole, 0),
+            0,
+        ).learn(to_batch(arrays, CPU), 0.0)
+        for n in (1, 4)
+    )
+    for name in ("policy_loss", "value_loss", "entropy"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
 def test_a_value_clip_changes_the_value_loss(arrays: Arrays, cartpole: EnvSpec) -> None:
     assert learn(arrays, cartpole, value_clip=1e-3)["value_loss"] > learn(arrays, cartpole)["value_loss"]
 

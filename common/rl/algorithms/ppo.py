@@ -156,7 +156,7 @@ class _Surrogate:
             # Not "greater than": a nan must end the update too.
             if config.target_kl and not _kl(moves[begun:]) <= config.target_kl:
                 break
-        metrics = dict(zip(_LOSSES, torch.stack(rows).mean(0), strict=True))
+        metrics = dict(zip(_LOSSES, _averaged(rows, moves), strict=True))
         log_ratio, mask = _joined(moves)
         metrics["kl"] = losses.approximate_kl(log_ratio, mask)
         metrics["clip_fraction"] = losses.outside_fraction(log_ratio, *clip, mask)
@@ -261,6 +261,15 @@ def _check_kl(config: PPOConfig) -> None:
     if config.target_kl is not None and config.epochs == 1:
         text = f"algorithm.target_kl={config.target_kl} does nothing: an update of one pass ends after it anyway"
         raise ConfigError(text, "set algorithm.epochs above 1, or leave it out")
+
+
+def _averaged(rows: list[Tensor], moves: list[_Move]) -> Tensor:
+    """Gives the means of _LOSSES over an update's minibatches, each by its steps: a rank has none of some of them."""
+    steps = [x.new_full((), x.numel()) if mask is None else mask.sum().to(x.dtype) for x, mask in moves]
+    each, weight = torch.stack(rows), torch.stack(steps)
+    weight = weight / weight.sum().clamp(min=1.0)
+    # A gradient's norm is that of all ranks together.
+    return torch.cat([weight @ each[:, :-1], each[:, -1:].mean(0)])
 
 
 def _joined(moves: list[_Move]) -> _Move:
