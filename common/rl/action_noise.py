@@ -32,6 +32,16 @@ class ActionNoiseConfig(BaseModel):
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: falls to 0 at the end of the job")
 
 
+class DriftingNoiseConfig(ActionNoiseConfig):
+    """`algorithm.noise` with the defaults of noise that drifts, whichever of its keys are set."""
+
+    kind: Literal["gaussian", "ornstein_uhlenbeck"] = Field(
+        "ornstein_uhlenbeck",
+        description="gaussian: each step's own; ornstein_uhlenbeck: it drifts, from 0 in each episode",
+    )
+    scale: float = Field(0.2, ge=0, description="std of what each step adds, in halves of the action's range")
+
+
 def memory_spec(config: ActionNoiseConfig, size: int) -> tuple[ArraySpec, ...]:
     """Gives what rides in the actor's state: the last noise, where the next depends on it."""
     return () if config.kind == "gaussian" else (ArraySpec(MEMORY, "<f4", (size,)),)

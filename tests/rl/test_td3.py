@@ -11,7 +11,8 @@ from common.errors import ConfigError
 from common.rl.action_noise import MEMORY
 from common.rl.actor import Seen
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.rl.algorithms.td3 import DDPG, TD3
+from common.rl.algorithms.td3 import DDPG, TD3, DDPGConfig
+from common.rl.settings import read_settings
 from common.types import ArraySpec
 
 ZERO = critics([[0.0], [0.0]])
@@ -118,6 +119,20 @@ def test_acting_adds_noise_in_halves_of_the_range_and_none_when_greedy() -> None
     assert actor.act(step, greedy=True).action.item() == pytest.approx(3.0, abs=1e-5)
     td3.learn(transitions([0.0], [0.0], [0.0]), 0.0)
     assert td3.acting(0, 0.0)["uniform"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"scale": 0.3}, ("ornstein_uhlenbeck", 0.3, 0.15, "constant")),
+        ({"theta": 0.5}, ("ornstein_uhlenbeck", 0.2, 0.5, "constant")),
+        ({"schedule": "linear"}, ("ornstein_uhlenbeck", 0.2, 0.15, "linear")),
+        ({"kind": "gaussian"}, ("gaussian", 0.2, 0.15, "constant")),
+    ],
+)
+def test_ddpgs_noise_drifts_whichever_of_its_keys_are_set(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    noise = read_settings(DDPGConfig, {"noise": given}, "algorithm").noise
+    assert (noise.kind, noise.scale, noise.theta, noise.schedule) == expected
 
 
 def test_the_memory_of_noise_rides_on_whatever_is_done_with_the_action() -> None:

@@ -19,7 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.rl.action_noise import ActionNoiseConfig, memory_spec, noise_scalars, perturbed, uniform
+from common.rl.action_noise import (
+    ActionNoiseConfig,
+    DriftingNoiseConfig,
+    memory_spec,
+    noise_scalars,
+    perturbed,
+    uniform,
+)
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
@@ -49,9 +56,8 @@ class DDPGConfig(TD3Config):
     critics: int = Field(1, ge=1, description="critics in the ensemble")
     policy_delay: int = Field(1, ge=1, description="updates of the critic to one of the actor and the targets")
     smoothing: float = Field(0.0, ge=0, description="std of the noise around the target's actions")
-    noise: ActionNoiseConfig = Field(
-        ActionNoiseConfig(kind="ornstein_uhlenbeck", scale=0.2),
-        description="exploration: kind, scale, theta of ornstein_uhlenbeck, schedule",
+    noise: DriftingNoiseConfig = Field(
+        DriftingNoiseConfig(), description="exploration: kind, scale, theta of ornstein_uhlenbeck, schedule"
     )
 
 
