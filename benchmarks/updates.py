@@ -41,7 +41,8 @@ def _trainer(env: EnvSpec, algorithm: str, batch: int, network: dict[str, Any]) 
     table = {"kind": "uniform", "capacity": FRAMES, "discount": 0.99}
     learner = {"batch": batch, "per_request": PER_REQUEST}
     sections: dict[str, Any] = {"algorithm": {"name": algorithm}, "network": network, "learner": learner}
-    return Trainer(validate(sections | {"replay": {"tables": {"experience": table}}}), env, 1)
+    job = {"replay": {"tables": {"experience": table}}, "stop": {"steps": FRAMES}}
+    return Trainer(validate(sections | job), env, 1)
 
 
 def _turn(trainer: Trainer, drawn: Callable[[], Arrays]) -> Callable[[], object]:

@@ -9,7 +9,6 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 
 from common.config import Config
 from common.rl.networks import BUILT_IN, NetworkConfig
-from common.rl.registry import ALGORITHMS
+from common.rl.registry import ALGORITHMS, settings_model
 from services.env_server.backends.atari import AtariOptions
 from services.env_server.backends.crafter import Options as CrafterOptions
 from services.env_server.backends.null import NullConfig
@@ -64,6 +63,8 @@ RULES = """\
   `cuda`.
 - `inference.hold_back` above 0 wants, with a `fifo` table, a `replay.max_policy_lag` that leaves room for the versions
   which pass while unrolls wait. The error names the smallest value that works.
+- What falls with the job, `learner.lr_schedule`, `algorithm.clip_schedule`, `algorithm.noise.schedule` or an
+  `algorithm.epsilon` without `steps`, wants `stop.steps`, `stop.frames` or `stop.seconds`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.
@@ -176,9 +177,10 @@ def page() -> str:
 
 
 def _algorithms() -> Iterator[tuple[str, str, Iterator[Row]]]:
-    for name, (path, line) in ALGORITHMS.items():
-        module, _, attribute = path.partition(":")
-        yield name, line, rows(getattr(import_module(module), f"{attribute}Config"), "algorithm")
+    for name, (_, line) in ALGORITHMS.items():
+        model = settings_model({"name": name})
+        assert model is not None
+        yield name, line, rows(model, "algorithm")
 
 
 def _section(name: str, model: type[BaseModel]) -> str:

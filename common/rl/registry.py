@@ -9,6 +9,8 @@ from common.errors import ConfigError, nearest
 from common.rl.settings import load_attribute
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from common.rl.actor import Actor
     from common.rl.algorithms.base import Algorithm
     from common.types import EnvSpec
@@ -46,6 +48,12 @@ def named_algorithm(section: Mapping[str, Any]) -> tuple[type[Algorithm], dict[s
     """Gives the class that an `algorithm` section names, and the rest of the section."""
     options = dict(section)
     return algorithm_class(str(options.pop("name", "ppo"))), options
+
+
+def settings_model(section: Mapping[str, Any]) -> type[BaseModel] | None:
+    """Gives the model of a built-in algorithm's settings; None where the section names somebody's own algorithm."""
+    name = str(section.get("name", "ppo"))
+    return load_attribute(f"{ALGORITHMS[name][0]}Config", "algorithm.name") if name in ALGORITHMS else None
 
 
 def make_actor(section: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> Actor:

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from common.config import Config, TableConfig
+from common.config import Config
 from common.errors import HeadraceError, ProtocolError
 from common.messages import Weights
 from common.rl import ranks
 from common.rl.actor import load_policy, pack_weights, weights_layout
-from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig, check_batches
+from common.rl.algorithms.base import NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import Batch, to_batch
-from common.rl.goals import check_hindsight_reward
 from common.rl.registry import named_algorithm
 from common.rl.replayed import Transitions, to_transitions
+from common.rl.requirements import check_job
 from common.rl.stacks import stack
 from common.rl.transfer import device_of
 from common.types import Arrays, EnvSpec, make_version, show_version
@@ -45,12 +45,6 @@ class Update(NamedTuple):
     skipped: tuple[NonFiniteUpdate, ...] = ()
 
 
-def _gives(table: TableConfig) -> Batches:
-    if table.kind in ("fifo", "unrolls"):
-        return "unrolls"
-    return "sequences" if table.sequence else "transitions"
-
-
 def _not_finite(batch: Arrays) -> dict[str, np.ndarray]:
     """Gives for each array of a ring's batch in which an environment's number is not finite the items, [n] bool."""
     axis = batch["reward"].ndim - 1
@@ -74,9 +68,7 @@ class Trainer:
         named = {"name": learner.optimizer} | {name: getattr(learner, name) for name in _OPTIMIZER_SETTINGS}
         optimizer = OptimizerConfig(**{name: value for name, value in named.items() if value is not None})
         algorithm, options = named_algorithm(config.algorithm)
-        table = config.replay.tables[learner.table]
-        check_batches(algorithm, learner.table, table.kind, _gives(table), learner.replayed.table)
-        check_hindsight_reward(learner.table, table.her.k, options)
+        check_job(config)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self._specs = env.to_wire(), self.policy.spec.to_wire()

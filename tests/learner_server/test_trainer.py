@@ -172,6 +172,37 @@ def test_goals_that_nobody_would_reward_anew_are_refused_at_start(algorithm: str
         trainer(replay=ring, learner={"batch": 8}, algorithm={"name": algorithm}, network={})
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "text"),
+    [
+        (
+            {"name": "dqn"},
+            r"algorithm\.epsilon\.share=0\.1 has no end to fall to .*, or algorithm\.epsilon\.steps\)",
+        ),
+        ({"name": "dqn", "epsilon": {"share": 0.5}}, r"algorithm\.epsilon\.share=0\.5 has no end"),
+        (
+            {"name": "td3", "noise": {"schedule": "linear"}},
+            r"algorithm\.noise\.schedule=linear has no end.* constant",
+        ),
+    ],
+)
+def test_what_would_never_fall_for_want_of_a_budget_is_refused_at_start(algorithm: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        trainer(**PRIORITIZED | {"algorithm": algorithm, "stop": {"episode_return": 1.0}})
+
+
+def test_a_clip_that_would_never_fall_is_refused_at_start() -> None:
+    falling = {"name": "ppo", "clip_schedule": "linear"}
+    with pytest.raises(ConfigError, match=r"algorithm\.clip_schedule=linear has no end to fall to"):
+        trainer(algorithm=falling)
+    trainer(algorithm=falling, stop={"seconds": 9})
+
+
+@pytest.mark.parametrize("epsilon", [{"steps": 10}, {"actors": 4}, {"start": 0.1, "end": 0.1}])
+def test_exploration_that_needs_no_budget_is_taken_without_one(epsilon: dict[str, Any]) -> None:
+    trainer(**PRIORITIZED | {"algorithm": {"name": "dqn", "epsilon": epsilon}, "stop": {}})
+
+
 def test_any_algorithm_makes_its_own_actor_and_says_what_acting_needs() -> None:
     ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000}}}
     section = {"name": f"{__name__}:Careful", "boldness": 0.5}
@@ -186,6 +217,7 @@ PRIORITIZED: dict[str, Any] = {
     "algorithm": {"name": "dqn"},
     "learner": {"lr": 1e-2, "batch": 3},
     "replay": {"tables": {"experience": {"kind": "prioritized", "capacity": 100}}},
+    "stop": {"steps": 1000},
 }
 
 

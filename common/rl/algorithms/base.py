@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from common.errors import ConfigError, HeadraceError
+from common.errors import HeadraceError
 from common.rl import ranks
 from common.rl.actor import Actor
 from common.types import EnvSpec
@@ -22,7 +22,6 @@ from common.types import EnvSpec
 Batches = Literal["unrolls", "transitions", "sequences"]
 _ADAM_BETAS = (0.9, 0.999)
 _EPS = 1e-5
-_KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 
 
 class NonFiniteUpdate(HeadraceError):
@@ -90,20 +89,6 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave."""
-
-
-def check_batches(algorithm: type[Algorithm], table: str, kind: str, gives: Batches, mixed: str) -> None:
-    """Raises ConfigError if `table`, of a kind that gives `gives`, or the table `mixed` into it is not for `algorithm`.
-
-    `mixed` is empty where there is none.
-    """
-    name = algorithm.__name__
-    if gives != algorithm.batches:
-        text = f"replay.tables.{table}.kind={kind!r} gives {gives}, {name} trains on {algorithm.batches}"
-        raise ConfigError(text, f"set it to {_KINDS[algorithm.batches]}")
-    if mixed and not getattr(algorithm, "mixes", False):
-        text = f"learner.replayed.table={mixed!r} mixes in steps of any age, for which {name} does not correct"
-        raise ConfigError(text, "leave it empty, or set algorithm.name to laser or impala")
 
 
 def numbers_of(scalars: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> dict[str, float]:

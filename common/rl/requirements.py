@@ -1,0 +1,66 @@
+"""What an algorithm wants of the job around it: items of its kind, rewards for exchanged goals, an end to fall to.
+
+A job without is refused before the work. Knows no tensor and no service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from common.config import Config, StopConfig, TableConfig
+from common.errors import ConfigError
+from common.rl.algorithms.base import Batches
+from common.rl.exploration import EpsilonConfig
+from common.rl.goals import check_hindsight_reward
+from common.rl.registry import named_algorithm, settings_model
+from common.rl.settings import read_settings
+
+_KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
+
+
+def check_job(config: Config) -> None:
+    """Raises ConfigError unless the algorithm that `config` names can train in that job as it is set."""
+    algorithm, options = named_algorithm(config.algorithm)
+    name = config.learner.table
+    table = config.replay.tables[name]
+    if (gives := _gives(table)) != algorithm.batches:
+        raise ConfigError(
+            f"replay.tables.{name}.kind={table.kind!r} gives {gives}, "
+            f"{algorithm.__name__} trains on {algorithm.batches}",
+            f"set it to {_KINDS[algorithm.batches]}",
+        )
+    if (mixed := config.learner.replayed.table) and not getattr(algorithm, "mixes", False):
+        text = f"learner.replayed.table={mixed!r} mixes in steps of any age, for which {algorithm.__name__} does not correct"
+        raise ConfigError(text, "leave it empty, or set algorithm.name to laser or impala")
+    check_hindsight_reward(name, table.her.k, options)
+    if (model := settings_model(config.algorithm)) is not None:
+        check_schedules(read_settings(model, options, "algorithm"), config.stop)
+
+
+def check_schedules(settings: BaseModel, stop: StopConfig) -> None:
+    """Raises ConfigError where something is to fall with the job's budget, and there is none: it would never move."""
+    if stop.steps or stop.frames or stop.seconds:
+        return
+    for key, value, instead in _falling(settings, "algorithm"):
+        raise ConfigError(f"{key}={value} has no end to fall to", f"set stop.steps, frames or seconds, or {instead}")
+
+
+def _falling(settings: BaseModel, section: str) -> Iterator[tuple[str, object, str]]:
+    """Gives what falls with the budget: key, value, and what to set where there is none."""
+    for name, value in settings:
+        key = f"{section}.{name}"
+        if isinstance(value, EpsilonConfig):
+            if not value.actors and not value.steps and value.start != value.end:
+                yield f"{key}.share", value.share, f"{key}.steps"
+        elif isinstance(value, BaseModel):
+            yield from _falling(value, key)
+        elif name.endswith("schedule") and value == "linear":
+            yield key, value, f"{key} to constant"
+
+
+def _gives(table: TableConfig) -> Batches:
+    if table.kind in ("fifo", "unrolls"):
+        return "unrolls"
+    return "sequences" if table.sequence else "transitions"
