@@ -50,7 +50,7 @@ class Feed:
         self._updates = updates
         self._stage = stage
         self._ahead = 0
-        self._tables = {name: Shards(name, shards, config.replay, config.run.seed) for name in config.replay.tables}
+        self._tables = {name: Shards(name, shards, config) for name in config.replay.tables}
         self._priorities: set[asyncio.Task[object]] = set()
         self._queue: asyncio.Queue[Draw] = asyncio.Queue(config.learner.prefetch)
         self._fetcher = None if config.synchronous else asyncio.create_task(self._prefetch())

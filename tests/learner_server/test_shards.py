@@ -1,17 +1,22 @@
-"""Unrolls from several FIFO tables in turn: past those that give nothing, whose late answers are taken or too old."""
+"""Several tables asked as one: past those that give nothing, whose late answers are taken or too old."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
 import numpy as np
 import pytest
+from jobs import short_dir
 
-from common.config import ReplayConfig
+from common.config import validate
+from common.errors import PeerLost
 from common.messages import Batch, Sample
+from common.service import connect, make_context
+from common.transport import client
 from common.transport.client import Client
 from services.learner_server.shards.table import Shards
 
@@ -37,8 +42,9 @@ class Queue:
 
 @asynccontextmanager
 async def shards_of(queues: Sequence[Queue]) -> AsyncIterator[Shards]:
+    replay = {"group_deadline_s": 0.05, "max_policy_lag": LAG}
     shards = Shards(
-        "experience", cast(list[Client], list(queues)), ReplayConfig(group_deadline_s=0.05, max_policy_lag=LAG), 0
+        "experience", cast(list[Client], list(queues)), validate({"replay": replay, "learner": {"batch": 1}})
     )
     async with asyncio.timeout(20):
         try:
@@ -82,3 +88,32 @@ async def test_what_comes_late_and_is_too_old_is_dropped_and_said(caplog: pytest
         assert "what replay-1 gave late of 'experience' is too old to train on, and dropped" in caplog.messages
         queues[1].acted = 10 - LAG
         assert {(await shards.next_batch(1, 10)).shard for _ in range(3)} == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "uniform"])
+async def test_shards_of_which_none_was_there_for_too_long_are_given_up(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TICK_S", 0.02)
+    config = validate(
+        {
+            "replay": {"servers": 2, "tables": {"experience": {"kind": kind}}, "max_policy_lag": LAG},
+            "learner": {"batch": 1},
+            "net": {"deadline_s": 0.1, "give_up_s": 0.5},
+        }
+    )
+    with short_dir() as path:
+        context = make_context(config, "learner")
+        clients = [connect(context, f"ipc://{path}/{n}", "replay", max_in_flight=1, replaceable=True) for n in range(2)]
+        shards = Shards("experience", clients, config)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(PeerLost, match=r"no replay-server has been there for .*net\.give_up_s") as caught:
+                    await (shards.next_batch(1, 1) if kind == "fifo" else shards.share_out(1, 1))
+        finally:
+            await shards.close()
+            for each in clients:
+                each.close()
+    assert caught.value.exit_code == 3
+    assert time.monotonic() - began >= 0.5

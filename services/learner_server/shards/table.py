@@ -1,19 +1,21 @@
 """A table that lies on several replay-servers, asked as one. Knows no priorities and no updates.
 
-A shard that is lost is passed over until it is back. One that gives nothing by the deadline, as where its env-servers
-are gone, is not waited for: it owes an answer, is asked for nothing else, and what it gives at last is not lost.
+A shard that is lost is passed over until it is back; when all were for too long the table is given up. One that gives
+nothing by the deadline, as where its env-servers are gone, is not waited for: it owes an answer, is asked for nothing
+else, and what it gives at last is not lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.config import ReplayConfig
+from common.config import Config
 from common.errors import PeerLost
 from common.messages import Batch, Sample
 from common.transport.client import Client
@@ -35,19 +37,21 @@ class Part:
 
 
 class Shards:
-    """The shards of one table."""
+    """The shards of one table. Both ways of asking raise PeerLost when none was there for `net.give_up_s`."""
 
-    def __init__(self, table: str, clients: Sequence[Client], replay: ReplayConfig, seed: int) -> None:
-        self._table, self._clients, self._max_lag = table, clients, replay.max_policy_lag
-        self._deadline_s = replay.group_deadline_s if len(clients) > 1 else None
+    def __init__(self, table: str, clients: Sequence[Client], config: Config) -> None:
+        self._table, self._clients, self._max_lag = table, clients, config.replay.max_policy_lag
+        self._deadline_s = config.replay.group_deadline_s if len(clients) > 1 else None
+        self._give_up_s, self._heard = config.net.give_up_s, 0.0
         self._turn = 0
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(config.run.seed)
         # Priority masses and sizes as last heard: a ring's draws are shared out by the masses.
         self._masses, self._sizes = np.ones(len(clients)), np.zeros(len(clients))
         self._owed: dict[int, asyncio.Task[Part | None]] = {}
 
     async def next_batch(self, n: int, version: int) -> Part:
         """Gives `n` unrolls of a FIFO table, of one shard after the other."""
+        self._heard = time.monotonic()
         while True:
             idle = self._idle()
             if idle:
@@ -63,6 +67,7 @@ class Shards:
 
         Fewer come where a shard is lost or late; what comes late is part of a later draw.
         """
+        self._heard = time.monotonic()
         while True:
             parts = self._answered([shard for shard, task in self._owed.items() if task.done()])
             idle, rest = self._idle(), n - sum(len(part.batch.arrays["keys"]) for part in parts)
@@ -99,11 +104,18 @@ class Shards:
     async def _request(self, shard: int, sample: Sample, odds: float) -> Part | None:
         client = self._clients[shard]
         try:
-            return Part(await client.request(sample), shard, client.server_life, odds)
+            batch = await client.request(sample)
         except PeerLost:
             if len(self._clients) == 1:
                 raise
+            # A client counts from each request anew, and this one is asked again and again.
+            silent_s = time.monotonic() - self._heard
+            if silent_s >= self._give_up_s and not any(client.live for client in self._clients):
+                text = f"no replay-server has been there for {silent_s:.0f} s"
+                raise PeerLost(text, "are they running? see net.give_up_s") from None
             return None
+        self._heard = time.monotonic()
+        return Part(batch, shard, client.server_life, odds)
 
     async def _wait(self, until: str, timeout: float | None, among: Sequence[int] | None = None) -> list[int]:
         """Gives the shards, of all that owe or of those `among` which do, that have answered: the first asked first."""
