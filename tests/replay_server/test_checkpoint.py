@@ -13,7 +13,7 @@ import pytest
 from jobs import Service, short_dir, until, write_config
 from streams import World
 
-from common.config import CONFIGS, Config, TableConfig, load
+from common.config import CONFIGS, Config, TableConfig, load, validate
 from common.errors import ConfigError
 from common.messages import Batch, Insert, Inserted, Ok, Sample, UpdatePriorities
 from common.service import connect, make_context
@@ -338,6 +338,37 @@ def test_rings_whose_items_could_never_be_made_are_refused(tree: dict[str, Any],
         config = load(write_config(directory / "job.yaml", settings), (), {})
         with pytest.raises(ConfigError, match=message):
             make_table("experience", config)
+
+
+def sharded(servers: int, groups: int, capacity: int = 1000) -> Config:
+    table = {"kind": "uniform", "capacity": capacity, "sequence": 200, "period": 4}
+    return validate(
+        {
+            "env": {"groups": groups, "envs": 1},
+            "rollout": {"unroll": 4},
+            "replay": {"servers": servers, "tables": {"experience": table}},
+            "learner": {"batch": 1},
+        }
+    )
+
+
+def test_the_shard_with_the_most_groups_decides_about_the_least_capacity() -> None:
+    # Two of the three groups send to the first of two shards: 2 · (200 + 2 · 4) steps.
+    with pytest.raises(ConfigError, match=r"capacity=415 would deadlock.*at least 416\)"):
+        make_table("experience", sharded(2, 3, capacity=415))
+    make_table("experience", sharded(2, 3, capacity=416))
+    with pytest.raises(ConfigError, match=r"capacity=415 would deadlock.*at least 416\)"):
+        make_table("experience", sharded(2, 4, capacity=415))
+
+
+def test_groups_that_cannot_be_shared_out_evenly_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for servers, groups in ((2, 4), (1, 3)):
+        make_table("experience", sharded(servers, groups))
+    assert caplog.messages == []
+    for shard in range(2):
+        make_table("experience", sharded(2, 3), shard)
+    (text,) = caplog.messages
+    assert text.startswith("3 groups on 2 replay-servers: the shards of table experience fill unevenly")
 
 
 def test_a_coupled_table_of_stored_unrolls_gives_as_many_as_a_batch_mixes_in() -> None:

@@ -6,6 +6,7 @@ experience is kept, cut into items and chosen is `storage.py`'s, `items.py`'s an
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from services.replay_server.ring.rate_limiter import RateLimiter
 from services.replay_server.ring.selectors import selector_of
 from services.replay_server.ring.storage import Layout, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
+
+log = logging.getLogger("headrace.replay")
 
 _GOALS = {"observation.achieved_goal", "observation.desired_goal"}
 
@@ -337,6 +340,12 @@ def make_ring(name: str, config: Config, shard: int) -> RingTable:
     each = learner.replayed.per_online * config.env.envs if name == learner.replayed.table else learner.per_request
     largest = learner.batch * each
     least = _least(f"replay.tables.{name}", table, config)
+    if (groups := config.env.servers * config.env.groups) % (servers := config.replay.servers) and not shard:
+        log.warning(
+            "%d groups on %d replay-servers: the shards of table %s fill unevenly, and groups that share one with more "
+            "others may be slower (make env.servers times env.groups a multiple of replay.servers)",
+            *(groups, servers, name),
+        )
     return RingTable(
         name,
         table,
@@ -366,12 +375,14 @@ def _least(key: str, table: TableConfig, config: Config) -> int:
             f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
             f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
         )
-    longest, envs = max(table.sequence, table.n_step), config.env.envs * config.env.groups * config.env.servers
-    needed = -(-(longest + 2 * unroll) * envs // config.replay.servers)
+    # The fullest shard's: groups go to the replay-servers in turn, and none is cut in two.
+    longest, groups = max(table.sequence, table.n_step), config.env.groups * config.env.servers
+    envs = config.env.envs * -(-groups // config.replay.servers)
+    needed = (longest + 2 * unroll) * envs
     if longest > 1 and table.capacity < needed:
         raise ConfigError(
             f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
             f"set it to at least {needed}",
         )
     # With max_bytes an eighth of the steps have side rows: the newest observations of all streams take half at most.
-    return max(needed, 16 * envs // config.replay.servers)
+    return max(needed, 16 * envs)
