@@ -80,6 +80,13 @@ def test_n_step_returns_end_with_their_episode() -> None:
     np.testing.assert_array_equal(closed, [[1, 1], [1, 0], [0, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_stays_within_its_episode(spoilt: float) -> None:
+    reward = np.array([[1], [2], [spoilt], [4], [8]], np.float32)
+    ended = np.array([[0], [1], [0], [0], [0]], np.bool_)
+    np.testing.assert_array_equal(n_step(reward, ended, 3, 0.5)[0], [[2], [2], [spoilt], [8], [8]])
+
+
 def test_a_transition_of_three_steps_goes_on_in_the_next_unroll() -> None:
     table = table_of(4, 100, n_step=3, discount=0.5)
     put(table, line([1, 2, 4, 8]))

@@ -26,7 +26,8 @@ def n_step(reward: np.ndarray, ended: np.ndarray, n: int, discount: float) -> tu
     last = np.repeat(np.arange(steps)[:, None], reward.shape[1], axis=1)
     for i in range(1, min(n, steps)):
         goes_on = ~closed[: steps - i]
-        total[: steps - i] += np.float32(discount**i) * goes_on * reward[i:]
+        # Not a product: what is not finite in the next episode would come through.
+        total[: steps - i] += np.float32(discount**i) * np.where(goes_on, reward[i:], np.float32(0))
         last[: steps - i] += goes_on
         closed[: steps - i] |= ended[i:]
     return total, last, closed
