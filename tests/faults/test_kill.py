@@ -131,9 +131,10 @@ async def test_a_killed_replay_server_goes_on_from_its_rings_checkpoint_and_says
         # Stopped first: what it holds and what it has saved are then as they will be found.
         replay.suspend()
         await until(lambda: replay.status() == psutil.STATUS_STOPPED, "the replay-server's standing still")
-        saved = checkpoint.read(path)
-        assert saved is not None
-        inserts, inserted = saved["table"]["counts"][0], job.metric("env", "headrace_env_steps_total")
+        with checkpoint.read(path) as saved:
+            assert saved is not None
+            inserts = saved["table"]["counts"][0]
+        inserted = job.metric("env", "headrace_env_steps_total")
         assert inserted is not None
         await kill(job, "replay")
         assert await job.ended() == 0, job.text()

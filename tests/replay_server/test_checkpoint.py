@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def draw(table: RingTable, n: int = 8) -> Arrays:
     return drawn.arrays
 
 
+def is_there(path: Path) -> bool:
+    with checkpoint.read(path) as saved:
+        return saved is not None
+
+
+def restored(table: RingTable, path: Path) -> bool:
+    with checkpoint.read(path) as saved:
+        assert saved is not None
+        return table.restore(saved)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stack", [1, 3])
 def test_a_restored_table_goes_on_as_if_nothing_had_happened(kind: str, stack: int, tmp_path: Path) -> None:
@@ -72,10 +84,8 @@ def test_a_restored_table_goes_on_as_if_nothing_had_happened(kind: str, stack: i
     checkpoint.write(tmp_path / "ring", state)
     table.thaw()
     checkpoint.commit(tmp_path / "ring")
-    saved = checkpoint.read(tmp_path / "ring")
-    assert saved is not None
     other = table_of(KINDS[kind], seed=99)
-    assert other.restore(saved)
+    assert restored(other, tmp_path / "ring")
     for name in ("size", "mass", "inserts", "samples", "stale"):
         assert getattr(other, name) == getattr(table, name), name
     world.begin("b", 2)
@@ -111,9 +121,8 @@ def test_requests_wait_while_a_table_is_written_and_none_is_lost(tmp_path: Path)
     assert table.blocked_seconds == {"insert": 3.0, "sample": 2.0}
     assert table.mass > mass + 8
     checkpoint.commit(tmp_path / "ring")
-    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["prioritized"])
-    assert saved is not None
-    assert other.restore(saved)
+    other = table_of(KINDS["prioritized"])
+    assert restored(other, tmp_path / "ring")
     assert (other.mass, other.inserts) == (mass, inserts)
 
 
@@ -124,9 +133,8 @@ def test_what_a_restored_table_has_missed_is_counted_and_not_bridged(tmp_path: P
     state = table.freeze()
     checkpoint.write(tmp_path / "ring", state)
     checkpoint.commit(tmp_path / "ring")
-    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["uniform"])
-    assert saved is not None
-    assert other.restore(saved)
+    other = table_of(KINDS["uniform"])
+    assert restored(other, tmp_path / "ring")
     world.skip("a")
     world.skip("a")
     put(other, world.unroll("a"))
@@ -166,24 +174,45 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
     state = table.freeze()
     checkpoint.write(tmp_path / "ring", state)
     checkpoint.commit(tmp_path / "ring")
-    saved, other = checkpoint.read(tmp_path / "ring"), table_of(KINDS["uniform"] | {"n_step": 2, "discount": 0.9})
-    assert saved is not None
-    assert not other.restore(saved)
+    other = table_of(KINDS["uniform"] | {"n_step": 2, "discount": 0.9})
+    assert not restored(other, tmp_path / "ring")
     assert (other.size, other.inserts) == (0, 0)
 
 
 def test_a_checkpoint_that_was_cut_short_leaves_the_one_before_it(tmp_path: Path) -> None:
     path = tmp_path / "replay" / "ring"
-    assert checkpoint.read(path) is None
+    assert not is_there(path)
     checkpoint.write(path, {"a": np.arange(3), "b": [1, {"c": np.zeros(0)}], "big": 1 << 100})
-    assert checkpoint.read(path) is None
+    assert not is_there(path)
     checkpoint.commit(path)
     checkpoint.write(path, {"a": np.arange(4)})
-    saved = checkpoint.read(path)
-    assert saved is not None
-    assert saved["a"].tolist() == [0, 1, 2]
-    assert saved["b"][1]["c"].shape == (0,)
-    assert saved["big"] == 1 << 100
+    with checkpoint.read(path) as saved:
+        assert saved is not None
+        assert saved["a"].tolist() == [0, 1, 2]
+        assert saved["b"][1]["c"].shape == (0,)
+        assert saved["big"] == 1 << 100
+
+
+def test_restoring_takes_one_array_more_than_the_table(tmp_path: Path) -> None:
+    names, each = [f"observation.{name}" for name in "abcdefgh"], 12_500
+    arrays: Arrays = {name: np.ones((4, 1, each)) for name in names}
+    arrays |= {name: np.zeros((3, 1), np.bool_) for name in ("terminated", "truncated")}
+    arrays |= {"first": np.zeros((4, 1), np.bool_), "valid": np.ones((3, 1), np.bool_)}
+    arrays |= {"action": np.zeros((3, 1), np.int64), "reward": np.zeros((3, 1), np.float32)}
+    settings = {"kind": "uniform", "samples_per_insert": 0, "capacity": 30}
+    table, other = table_of(settings), table_of(settings)
+    for number in range(10):
+        put(table, Unroll("a", 1, number + 1, 0, arrays))
+    checkpoint.write(tmp_path / "ring", table.freeze())
+    checkpoint.commit(tmp_path / "ring")
+    tracemalloc.start()
+    try:
+        assert restored(other, tmp_path / "ring")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Of each of the eight, 30 frames of 100,000 bytes were written.
+    assert 0 < peak - held < 1.5 * 3_000_000
 
 
 SPEC = EnvSpec("test", (ArraySpec("obs", "<f8", (1,)),), ActionSpec("discrete", "<i8", (), (2,)))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,17 @@ def commit(path: Path) -> None:
     _partial(path).replace(path)
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """Gives the state that was last committed, or None."""
+@contextmanager
+def read(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    """Gives the state that was last committed, or None; arrays that lie in mappings are read as they are looked up.
+
+    Whoever copies one after another holds no more than one of them besides the copies.
+    """
     if not path.exists():
-        return None
+        yield None
+        return
     with np.load(path, allow_pickle=False) as arrays:
-        state = _lower(json.loads(arrays["tree"].tobytes()), arrays)
-    assert isinstance(state, dict)
-    return state
+        yield _lower(json.loads(arrays["tree"].tobytes()), arrays)
 
 
 def _partial(path: Path) -> Path:
@@ -63,7 +67,27 @@ def _lift(value: Any, arrays: Arrays) -> Any:
     return [_lift(item, arrays) for item in value] if isinstance(value, list | tuple) else value
 
 
+class _Saved(Mapping[str, Any]):
+    """A mapping with arrays in an open file."""
+
+    def __init__(self, tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self._tree, self._arrays = tree, arrays
+
+    def __getitem__(self, key: str) -> Any:
+        return _lower(self._tree[key], self._arrays)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tree)
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+
 def _lower(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
-        return arrays[value[_ARRAY]] if _ARRAY in value else {k: _lower(item, arrays) for k, item in value.items()}
+        if _ARRAY in value:
+            return arrays[value[_ARRAY]]
+        if any(isinstance(item, dict) and _ARRAY in item for item in value.values()):
+            return _Saved(value, arrays)
+        return {key: _lower(item, arrays) for key, item in value.items()}
     return [_lower(item, arrays) for item in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from common.errors import ConfigError
 from common.service import Context
@@ -29,16 +30,19 @@ class RingKeeper:
     def restore(self) -> None:
         """Fills the rings from their checkpoints, saying aloud what they hold."""
         for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
-            if (saved := checkpoint.read(self._path(name))) is None:
-                continue
-            self._empty[name] = "its checkpoint was made with other settings"
-            said = f"starts empty: {self._empty[name]}"
-            if table.restore(saved["table"]):
-                del self._empty[name]
-                said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
-                said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
-            self._lost[name] = table.lost
-            self._context.health.say(f"table {name} {said}")
+            with checkpoint.read(self._path(name)) as saved:
+                if saved is not None:
+                    self._restore(name, table, saved)
+
+    def _restore(self, name: str, table: RingTable, saved: Mapping[str, Any]) -> None:
+        self._empty[name] = "its checkpoint was made with other settings"
+        said = f"starts empty: {self._empty[name]}"
+        if table.restore(saved["table"]):
+            del self._empty[name]
+            said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
+            said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
+        self._lost[name] = table.lost
+        self._context.health.say(f"table {name} {said}")
 
     async def write_forever(self) -> None:
         """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""

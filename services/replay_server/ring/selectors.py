@@ -170,7 +170,8 @@ class Prioritized:
         return {"weights": self._tree.weights, "largest": self._largest, "size": self.size}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._tree.set(np.arange(len(state["weights"])), state["weights"])
+        weights = state["weights"]
+        self._tree.set(np.arange(len(weights)), weights)
         self._largest, self.size = state["largest"], state["size"]
 
     def _set(self, positions: np.ndarray, priorities: np.ndarray) -> None:

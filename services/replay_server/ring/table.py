@@ -252,11 +252,15 @@ class RingTable:
         self._layout = {name: (dtype, tuple(shape), stack) for name, (dtype, shape, stack) in layout.items()}
         self._random.bit_generator.state = state["random"]
         self._limiter.inserts, self._limiter.samples, self.stale, self.lost = state["counts"]
-        self._streams = {slot: _Stream(*stream) for slot, stream in state["streams"].items()}
+        self._streams = {
+            slot: _Stream(life, number, ids, dict(memory))
+            for slot, (life, number, ids, memory) in state["streams"].items()
+        }
         if self._layout:
             storage, items = self._allocate(Budget(self._config, self._layout, self._unroll))
             self._selector.restore(state["selector"])
             storage.restore(state["storage"])
+            # One array after another: a state that is read from a file holds none of them.
             for name, table in items.tables.items():
                 table[:] = state["items"][name]
         return True
