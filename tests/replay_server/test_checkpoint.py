@@ -193,6 +193,16 @@ def test_a_checkpoint_that_was_cut_short_leaves_the_one_before_it(tmp_path: Path
         assert saved["big"] == 1 << 100
 
 
+def test_a_checkpoint_that_finds_no_room_leaves_nothing_but_the_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    checkpoint.write(path, {"a": np.arange(3)})
+    checkpoint.commit(path)
+    path.with_suffix(".partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write(path, {"a": np.zeros(1_000_000)})
+    assert [left.name for left in tmp_path.iterdir()] == ["ring"]
+
+
 def test_restoring_takes_one_array_more_than_the_table(tmp_path: Path) -> None:
     names, each = [f"observation.{name}" for name in "abcdefgh"], 12_500
     arrays: Arrays = {name: np.ones((4, 1, each)) for name in names}

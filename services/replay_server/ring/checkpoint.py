@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,20 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: Arrays = {}
     tree = np.frombuffer(json.dumps(_lift(state, arrays)).encode(), np.uint8)
-    with _partial(path).open("wb") as file:
+    with _gone_if_it_fails(_partial(path)), _partial(path).open("wb") as file:
         np.savez(file, allow_pickle=False, tree=tree, **arrays)
 
 
 def commit(path: Path) -> None:
     """Puts what `write` wrote safely in the place of the checkpoint before it."""
-    for written in (_partial(path), path.parent):
-        descriptor = os.open(written, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _partial(path).replace(path)
+    with _gone_if_it_fails(_partial(path)):
+        for written in (_partial(path), path.parent):
+            descriptor = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        _partial(path).replace(path)
 
 
 @contextmanager
@@ -50,6 +51,17 @@ def read(path: Path) -> Iterator[Mapping[str, Any] | None]:
         return
     with np.load(path, allow_pickle=False) as arrays:
         yield _lower(json.loads(arrays["tree"].tobytes()), arrays)
+
+
+@contextmanager
+def _gone_if_it_fails(partial: Path) -> Iterator[None]:
+    """Leaves nothing on a disk that may be full."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _partial(path: Path) -> Path:
