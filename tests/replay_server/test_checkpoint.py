@@ -362,7 +362,15 @@ def _fetch(url: str) -> bytes:
         ),
         (
             {"samples_per_insert": 2.0, "max_times_sampled": 1},
-            r"experience\.samples_per_insert=2 cannot be had: .*\.max_times_sampled=1 draws \(set .* more, or to 0",
+            r"experience\.samples_per_insert=2 cannot be had: .*\.max_times_sampled=1 draws .* 2 or more, or to 0",
+        ),
+        (
+            {"sequence": 8, "period": 8, "samples_per_insert": 0.5, "max_times_sampled": 3},
+            r"samples_per_insert=0\.5 cannot be had: of 8 steps one.*_sampled=3 draws .* 4 or more, or to 0",
+        ),
+        (
+            {"kind": "unrolls", "samples_per_insert": 0.5, "max_times_sampled": 1},
+            r"samples_per_insert=0\.5 cannot be had: of 4 steps one.*_sampled=1 draws .* 2 or more, or to 0",
         ),
         ({"kind": "unrolls", "her": {"k": 1}}, r"her\.k=1 with .*\.kind=unrolls: .*\.kind to uniform or prioritized"),
         ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
@@ -377,6 +385,14 @@ def test_rings_whose_items_could_never_be_made_are_refused(tree: dict[str, Any],
         config = load(write_config(directory / "job.yaml", settings), (), {})
         with pytest.raises(ConfigError, match=message):
             make_table("experience", config)
+
+
+@pytest.mark.parametrize("times", [4, 0])
+def test_as_many_draws_of_a_sequence_as_steps_between_two_call_for_are_taken(times: int) -> None:
+    table = {"samples_per_insert": 0.5, "error_buffer": 100, "max_times_sampled": times}
+    sequences = {"kind": "uniform", "sequence": 8, "period": 8, "capacity": 256} | table
+    tree = {"rollout": {"unroll": 4}, "replay": {"tables": {"experience": sequences}}, "learner": {"batch": 1}}
+    make_table("experience", validate(tree))
 
 
 def sharded(servers: int, groups: int, capacity: int = 1000) -> Config:

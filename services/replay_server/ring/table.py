@@ -7,6 +7,7 @@ experience is kept, cut into items and chosen is `storage.py`'s, `items.py`'s an
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -368,11 +369,13 @@ def _least(key: str, table: TableConfig, config: Config) -> int:
         check_hindsight_items(key, table)
     if table.n_step > 1 and table.discount is None:
         raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
-    if 0 < table.max_times_sampled < table.samples_per_insert:
+    # Draws are counted for each step, and of an item: in a long episode one comes every so many steps.
+    apart = unroll if table.kind == "unrolls" else table.period if table.sequence else 1
+    if 0 < table.max_times_sampled < (draws := table.samples_per_insert * apart):
         raise ConfigError(
-            f"{key}.samples_per_insert={table.samples_per_insert:g} cannot be had: each item is gone after "
-            f"{key}.max_times_sampled={table.max_times_sampled} draws",
-            f"set {key}.max_times_sampled to more, or to 0",
+            f"{key}.samples_per_insert={table.samples_per_insert:g} cannot be had: of {apart} steps one item "
+            f"is made, and gone after {key}.max_times_sampled={table.max_times_sampled} draws",
+            f"set {key}.max_times_sampled to {math.ceil(draws)} or more, or to 0",
         )
     if table.sequence and (table.period == 0 or table.period % unroll):
         raise ConfigError(
