@@ -86,8 +86,7 @@ class FifoTable:
     def check(self, unroll: Unroll) -> None:
         """Raises ProtocolError if the unroll's length is not the table's, which its first unroll set."""
         steps = len(unroll.arrays["reward"])
-        self._unroll = self._unroll or steps
-        if steps != self._unroll:
+        if steps != (self._unroll or steps):
             raise ProtocolError(
                 f"{unroll.slot} sends unrolls of {steps} steps, the table holds unrolls of {self._unroll}",
                 "set the same rollout.unroll for all env-servers",
@@ -95,6 +94,8 @@ class FifoTable:
 
     def insert(self, unroll: Unroll, token: Any) -> bool:
         """Takes an unroll; False says that it is not stored yet, for want of room."""
+        # Not by `check`: another table of the same Insert may refuse it.
+        self._unroll = len(unroll.arrays["reward"])
         item = _Item(unroll, token, int(unroll.arrays["versions"].min()))
         if not self.synchronous and len(self._queue) >= self._capacity:
             self._parked.append(item)

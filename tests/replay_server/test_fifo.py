@@ -220,9 +220,12 @@ def test_waiting_requests_say_what_they_wait_for() -> None:
     assert dict(synchronous().reasons()) == {}
 
 
-def test_unrolls_of_another_length_are_refused() -> None:
+def test_unrolls_of_another_length_than_the_first_one_inserted_are_refused() -> None:
     table = FifoTable(2, 1, DEADLINE_S)
+    # What another table refuses is never inserted.
+    table.check(unroll("d", 1, 0))
     table.check(unroll("a", 1, 0, 0, 0))
+    table.insert(unroll("a", 1, 0, 0, 0), "A")
     table.check(unroll("b", 1, 0, 0, 0))
     with pytest.raises(ProtocolError, match="c sends unrolls of 2 steps, the table holds unrolls of 3"):
         table.check(unroll("c", 1, 0, 0))
