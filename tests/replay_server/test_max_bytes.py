@@ -137,6 +137,17 @@ def test_too_few_bytes_for_an_unroll_are_refused_naming_what_would_do() -> None:
         put(table, world.unroll("b"))
 
 
+@pytest.mark.parametrize("max_bytes", [0, 10**16])
+def test_a_table_that_memory_cannot_hold_is_refused_naming_both_bounds(max_bytes: int) -> None:
+    world = World(4, 1, seed=1)
+    world.begin("a", 1)
+    table = table_of(max_bytes, capacity=10**15)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"\.capacity={10**15} with .*ring\.max_bytes={max_bytes} does not fit"):
+            put(table, world.unroll("a"))
+    assert table.capacity == 0
+
+
 def test_too_few_bytes_for_a_batch_are_refused() -> None:
     world = World(4, 1, seed=1)
     world.begin("a", 1)

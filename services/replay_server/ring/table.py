@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -213,11 +214,12 @@ class RingTable:
             raise ConfigError(f"rollout.unroll={steps} is too short for stacks of {stack}", f"set it to {stack - 1}")
         if self._config.her.k and not layout.keys() >= _GOALS:
             raise ProtocolError(f"{unroll.slot} sends no goals to table {self._name!r}", "set its her.k to 0")
-        budget = self._budget or Budget(self._config, layout, steps)
-        budget.check(self._name, columns, self._least)
-        if self._budget is None:
-            self._layout, self._layout_of = layout, unroll.slot
-            self._allocate(budget)
+        with self._memory():
+            budget = self._budget or Budget(self._config, layout, steps)
+            budget.check(self._name, columns, self._least)
+            if self._budget is None:
+                self._allocate(budget)
+                self._layout, self._layout_of = layout, unroll.slot
         for name in sorted(layout.keys() | self._layout.keys()):
             if layout.get(name) != self._layout.get(name):
                 raise ProtocolError(
@@ -258,7 +260,8 @@ class RingTable:
             for slot, (life, number, ids, memory) in state["streams"].items()
         }
         if self._layout:
-            storage, items = self._allocate(Budget(self._config, self._layout, self._unroll))
+            with self._memory():
+                storage, items = self._allocate(Budget(self._config, self._layout, self._unroll))
             self._selector.restore(state["selector"])
             storage.restore(state["storage"])
             # One array after another: a state that is read from a file holds none of them.
@@ -267,9 +270,21 @@ class RingTable:
         return True
 
     def _allocate(self, budget: Budget) -> Contents:
-        self._budget, self._contents = budget, budget.contents()
-        self._selector, self._priorities = selector_of(self._config, self._contents.storage.capacity)
-        return self._contents
+        contents = budget.contents()
+        self._selector, self._priorities = selector_of(self._config, contents.storage.capacity)
+        self._budget, self._contents = budget, contents
+        return contents
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as error:
+            key, config = f"replay.tables.{self._name}", self._config
+            raise ConfigError(
+                f"{key}.capacity={config.capacity} with {key}.max_bytes={config.max_bytes} does not fit: {error}",
+                "set one of them to what this machine has room for",
+            ) from None
 
     def _apply(self, arrays: Arrays) -> None:
         keys, updated = arrays["keys"], 0
