@@ -372,6 +372,10 @@ def _fetch(url: str) -> bytes:
             {"kind": "unrolls", "samples_per_insert": 0.5, "max_times_sampled": 1},
             r"samples_per_insert=0\.5 cannot be had: of 4 steps one.*_sampled=1 draws .* 2 or more, or to 0",
         ),
+        (
+            {"reward_clip": 1.0, "her": {"k": 1}},
+            r"her\.k=1 with .*\.reward_clip=1\.0: .* rewards not clipped \(set .*\.reward_clip to 0, or",
+        ),
         ({"kind": "unrolls", "her": {"k": 1}}, r"her\.k=1 with .*\.kind=unrolls: .*\.kind to uniform or prioritized"),
         ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
         ({"sequence": 8, "period": 0}, r"experience\.period=0 is no multiple"),

@@ -237,16 +237,18 @@ def kind_of(config: TableConfig) -> type[Items]:
 
 
 def check_hindsight_items(key: str, table: TableConfig) -> None:
-    """Raises ConfigError if goals would not be exchanged, or be exchanged in items that cannot be rewarded anew."""
+    """Raises ConfigError if goals would not be exchanged, or in items whose rewards the new ones would not be like."""
     wrong = (
         ("kind", table.kind if table.kind == "unrolls" else None, "uniform or prioritized"),
         ("sequence", table.sequence or None, "0"),
         ("n_step", table.n_step if table.n_step > 1 else None, "1"),
+        ("reward_clip", table.reward_clip or None, "0"),
     )
     for name, value, right in wrong:
         if value is not None:
             raise ConfigError(
-                f"{key}.her.k={table.her.k} with {key}.{name}={value}: goals are exchanged in transitions of one step",
+                f"{key}.her.k={table.her.k} with {key}.{name}={value}: goals are exchanged in transitions of one step, "
+                "and their rewards not clipped",
                 f"set {key}.{name} to {right}, or {key}.her.k to 0",
             )
 
