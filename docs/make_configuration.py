@@ -65,6 +65,8 @@ RULES = """\
   which pass while unrolls wait. The error names the smallest value that works.
 - What falls with the job, `learner.lr_schedule`, `algorithm.clip_schedule`, `algorithm.noise.schedule` or an
   `algorithm.epsilon` without `steps`, wants `stop.steps`, `stop.frames` or `stop.seconds`.
+- What another setting leaves unread must stay at its default: `algorithm.noise.theta` of Gaussian noise, `v_max` of a
+  `head` that is no `c51`, `algorithm.epsilon.end` with `actors`; `learner.alpha` wants `rmsprop`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.

@@ -6,6 +6,7 @@ component; knows no network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -30,6 +31,11 @@ class ActionNoiseConfig(BaseModel):
     scale: float = Field(0.1, ge=0, description="std of what each step adds, in halves of the action's range")
     theta: float = Field(0.15, gt=0, lt=2, description="ornstein_uhlenbeck: the share that each step forgets")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: falls to 0 at the end of the job")
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """The keys that this noise does not look at, and for what setting."""
+        return {"theta": "kind=gaussian"} if self.kind == "gaussian" else {}
 
 
 class DriftingNoiseConfig(ActionNoiseConfig):

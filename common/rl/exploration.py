@@ -33,6 +33,12 @@ class EpsilonConfig(BaseModel):
     base: float = Field(0.4, gt=0, lt=1, description="random share of the first environment")
     alpha: float = Field(7.0, ge=0, description="how far the last environment's is below it")
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """The keys that this exploration does not look at, and for what setting."""
+        falling, own = ("start", "end", "steps", "share"), ("base", "alpha")
+        return dict.fromkeys(falling if self.actors else own, f"actors={self.actors}")
+
 
 def epsilon_at(config: EpsilonConfig, steps: int, progress: float) -> float:
     """Gives ε after `steps` of all environments, at `progress` (0..1) of the job."""

@@ -284,6 +284,14 @@ def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:
     assert rate == pytest.approx(7e-4)
 
 
+def test_rmsprops_decay_is_refused_where_the_optimiser_is_adam() -> None:
+    with pytest.raises(ConfigError, match=r"learner\.alpha=0\.9 does nothing: .*set learner\.optimizer to rmsprop"):
+        trainer(learner={"alpha": 0.9})
+    trainer(learner={"alpha": 0.9, "optimizer": "rmsprop"})
+    # Its own is RMSProp.
+    trainer(algorithm={"name": "a2c"}, learner={"alpha": 0.9})
+
+
 @pytest.mark.parametrize(
     ("section", "text"),
     [

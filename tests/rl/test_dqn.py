@@ -147,7 +147,9 @@ def test_the_values_of_a_chain_are_found(variant: str) -> None:
         "discount": np.array([0.0, 0.5, 0.0, 0.0, 0.0, 0.0], np.float32),
         "relative": np.ones(6, np.float32),
     }
-    settings = {**VARIANTS[variant], "v_min": -1.0, "v_max": 1.0, "target_every": 10}
+    settings = {**VARIANTS[variant], "target_every": 10}
+    if settings.get("head") == "c51":
+        settings |= {"v_min": -1.0, "v_max": 1.0}
     actor, dqn = make({"hidden": [32]}, lr=1e-2, **settings)
     for _ in range(400):
         dqn.learn(to_transitions(chain, CPU), 0.0)
@@ -245,7 +247,23 @@ def test_what_acts_ships_no_target_and_no_support() -> None:
     [
         ({"lstm": 8}, {}, r"network\.lstm=8 wants sequences"),
         ({"last_reward": True}, {}, r"network\.last_reward=True wants sequences"),
-        ({}, {"v_min": 1.0, "v_max": 1.0}, r"algorithm\.v_min=1\.0 is not below"),
+        ({}, {"head": "c51", "v_min": 1.0, "v_max": 1.0}, r"algorithm\.v_min=1\.0 is not below"),
+        ({}, {"v_max": 1.0}, r"algorithm\.v_max=1\.0 does nothing with algorithm\.head=q \(leave it out"),
+        ({}, {"atoms": 11}, r"algorithm\.atoms=11 does nothing with algorithm\.head=q"),
+        ({}, {"head": "c51", "quantiles": 7}, r"algorithm\.quantiles=7 does nothing with algorithm\.head=c51"),
+        ({}, {"head": "c51", "huber": 2.0}, r"algorithm\.huber=2\.0 does nothing with algorithm\.head=c51"),
+        ({}, {"head": "qr", "v_min": -1.0}, r"algorithm\.v_min=-1\.0 does nothing with algorithm\.head=qr"),
+        (
+            {},
+            {"epsilon": {"actors": 4, "end": 0.5}},
+            r"epsilon\.end=0\.5 does nothing with .*epsilon\.actors=4",
+        ),
+        (
+            {},
+            {"epsilon": {"actors": 4, "steps": 9}},
+            r"epsilon\.steps=9 does nothing with .*epsilon\.actors=4",
+        ),
+        ({}, {"epsilon": {"base": 0.5}}, r"epsilon\.base=0\.5 does nothing with algorithm\.epsilon\.actors=0"),
         ({}, {"duel": True}, r"algorithm\.duel.*did you mean dueling\?"),
         ({}, {"epsilon": {"last": 0.1}}, r"algorithm\.epsilon\.last"),
     ],
@@ -253,6 +271,10 @@ def test_what_acts_ships_no_target_and_no_support() -> None:
 def test_a_setting_that_cannot_be_is_named(network: dict[str, Any], algorithm: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DQN.make_actor(algorithm, network, THREE, 0)
+
+
+def test_a_setting_that_is_not_looked_at_may_be_given_as_it_is_anyway() -> None:
+    DQN.make_actor({"v_max": 10.0, "epsilon": {"actors": 4, "end": 0.01}}, {}, THREE, 0)
 
 
 OVERLAYS = [path for path in sorted(CONFIGS.glob("*.yaml")) if load(path, (), {}).algorithm["name"] == "dqn"]

@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from common.rl.action_noise import MEMORY
 from common.rl.actor import Seen
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.rl.algorithms.td3 import DDPG, TD3, DDPGConfig
+from common.rl.algorithms.td3 import DDPG, TD3, DDPGConfig, TD3Config
 from common.rl.settings import read_settings
 from common.types import ArraySpec
 
@@ -133,6 +133,13 @@ def test_acting_adds_noise_in_halves_of_the_range_and_none_when_greedy() -> None
 def test_ddpgs_noise_drifts_whichever_of_its_keys_are_set(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
     noise = read_settings(DDPGConfig, {"noise": given}, "algorithm").noise
     assert (noise.kind, noise.scale, noise.theta, noise.schedule) == expected
+
+
+@pytest.mark.parametrize("model", [TD3Config, DDPGConfig])
+def test_what_gaussian_noise_does_not_look_at_is_refused(model: type[TD3Config]) -> None:
+    with pytest.raises(ConfigError, match=r"noise\.theta=0\.5 does nothing with algorithm\.noise\.kind=gaussian"):
+        read_settings(model, {"noise": {"kind": "gaussian", "theta": 0.5}}, "algorithm")
+    read_settings(model, {"noise": {"kind": "ornstein_uhlenbeck", "theta": 0.5}}, "algorithm")
 
 
 def test_the_memory_of_noise_rides_on_whatever_is_done_with_the_action() -> None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from common.errors import HeadraceError
+from common.errors import ConfigError, HeadraceError
 from common.rl import ranks
 from common.rl.actor import Actor
 from common.types import EnvSpec
@@ -43,13 +43,17 @@ class OptimizerConfig(BaseModel):
     lr_schedule: Literal["constant", "linear"] = "constant"
 
     def over(self, defaults: OptimizerConfig) -> OptimizerConfig:
-        """Gives `defaults` with what was set here laid over them.
+        """Gives `defaults` with what was set here laid over them; raises ConfigError for what does nothing then.
 
         An epsilon is one optimiser's: RMSProp's 0.01 would damp Adam. Another than the defaults' has 1e-5.
         """
         own = self.model_dump(exclude_unset=True)
         others = {} if own.get("name", defaults.name) == defaults.name else {"eps": _EPS}
-        return defaults.model_copy(update={**others, **own})
+        laid = defaults.model_copy(update={**others, **own})
+        if "alpha" in own and laid.name == "adam":
+            text = f"learner.alpha={self.alpha} does nothing: the optimizer is adam"
+            raise ConfigError(text, "leave it out, or set learner.optimizer to rmsprop")
+        return laid
 
 
 def scheduled(value: float, schedule: Literal["constant", "linear"], progress: float) -> float:

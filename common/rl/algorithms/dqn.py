@@ -54,6 +54,13 @@ class DQNConfig(QConfig):
     )
     actor_priorities: bool = Field(False, description="actors send what a table needs for an item's first priority")
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """The keys that the head does not look at, and for what setting."""
+        read = {"q": ("huber",), "c51": ("atoms", "v_min", "v_max"), "qr": ("huber", "quantiles")}
+        every = {name for names in read.values() for name in names}
+        return dict.fromkeys(every.difference(read[self.head]), f"head={self.head}")
+
 
 def _head(config: DQNConfig) -> ValueHead:
     if config.head == "c51":
