@@ -97,6 +97,7 @@ class TableConfig(Section):
     reward_clip: float = Field(0.0, ge=0, description="a transition's rewards are clipped to ± this; 0: they are not")
     sequence: int = Field(0, ge=0, description="steps in a sequence, burn-in included; 0: transitions")
     period: int = Field(0, ge=0, description="steps between starts of sequences, a multiple of rollout.unroll")
+    burn_in: int = Field(0, ge=0, description="first steps of a sequence that are not learned from: fewer make no item")
     alpha: float = Field(0.6, ge=0, description="prioritized: exponent of the priorities")
     newest: float = Field(0.0, ge=0, le=1, description="ring: share of each batch that is the newest items")
     max_times_sampled: int = Field(0, ge=0, description="ring: draws after which an item is taken away; 0: no limit")
@@ -107,7 +108,7 @@ class TableConfig(Section):
     def unread(self) -> tuple[str, ...]:
         """The keys that a table like this does not look at."""
         ring = ("min_size", "samples_per_insert", "error_buffer", "newest", "max_times_sampled", "max_bytes")
-        transitions, sequences = ("n_step", "discount", "reward_clip"), ("sequence", "period")
+        transitions, sequences = ("n_step", "discount", "reward_clip"), ("sequence", "period", "burn_in")
         if self.kind == "fifo":
             return (*ring, *transitions, *sequences, "alpha", "her")
         if self.kind == "unrolls":

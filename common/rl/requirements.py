@@ -36,7 +36,11 @@ def check_job(config: Config) -> None:
         raise ConfigError(text, "leave it empty, or set algorithm.name to laser or impala")
     check_hindsight_reward(name, table.her.k, options)
     if (model := settings_model(config.algorithm)) is not None:
-        check_schedules(read_settings(model, options, "algorithm"), config.stop)
+        settings = read_settings(model, options, "algorithm")
+        check_schedules(settings, config.stop)
+        if table.burn_in > (own := getattr(settings, "burn_in", 0)):
+            text = f"replay.tables.{name}.burn_in={table.burn_in} keeps back what algorithm.burn_in={own} learns from"
+            raise ConfigError(text, f"set it to {own}")
 
 
 def check_schedules(settings: BaseModel, stop: StopConfig) -> None:

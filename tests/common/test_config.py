@@ -292,6 +292,7 @@ def test_a_linear_schedule_without_an_end_is_refused() -> None:
         ({"min_size": 100}, r"experience\.min_size=100 does nothing in a table of kind fifo"),
         ({"her": {"k": 4}}, r"experience\.her=k=4 strategy='future' does nothing in a table of kind fifo"),
         ({"kind": "uniform", "alpha": 0.5}, r"experience\.alpha=0\.5 does nothing in a table of kind uniform"),
+        ({"kind": "uniform", "burn_in": 8}, r"experience\.burn_in=8 does nothing in a table of kind uniform"),
         ({"kind": "uniform", "period": 8}, r"experience\.period=8 does nothing in a table of kind uniform"),
         (
             {"kind": "prioritized", "sequence": 8, "period": 8, "reward_clip": 1.0},

@@ -203,6 +203,15 @@ def test_exploration_that_needs_no_budget_is_taken_without_one(epsilon: dict[str
     trainer(**PRIORITIZED | {"algorithm": {"name": "dqn", "epsilon": epsilon}, "stop": {}})
 
 
+def test_a_table_that_keeps_back_more_than_the_burn_in_is_refused_at_start() -> None:
+    sequences = {"kind": "prioritized", "capacity": 100, "sequence": 9, "period": 64, "burn_in": 4}
+    job: dict[str, Any] = {"replay": {"tables": {"experience": sequences}}, "network": {"name": "mlp", "lstm": 4}}
+    job |= {"learner": {"batch": 1}, "stop": {"steps": 9}}
+    with pytest.raises(ConfigError, match=r"experience\.burn_in=4 keeps back what algorithm\.burn_in=3 learns .*to 3"):
+        trainer(**job, algorithm={"name": "r2d2", "burn_in": 3})
+    trainer(**job, algorithm={"name": "r2d2", "burn_in": 4})
+
+
 def test_any_algorithm_makes_its_own_actor_and_says_what_acting_needs() -> None:
     ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000}}}
     section = {"name": f"{__name__}:Careful", "boldness": 0.5}

@@ -379,6 +379,7 @@ def _fetch(url: str) -> bytes:
         ({"kind": "unrolls", "her": {"k": 1}}, r"her\.k=1 with .*\.kind=unrolls: .*\.kind to uniform or prioritized"),
         ({"sequence": 8, "period": 6}, r"experience\.period=6 is no multiple of rollout\.unroll=4 \(set it to 4"),
         ({"sequence": 8, "period": 0}, r"experience\.period=0 is no multiple"),
+        ({"sequence": 8, "period": 4, "burn_in": 8}, r"\.burn_in=8 leaves nothing of sequences of 8 .*set it below 8"),
         ({"sequence": 8, "period": 4, "capacity": 31}, r"experience\.capacity=31 would deadlock.*at least 32\)"),
     ],
 )

@@ -213,6 +213,19 @@ def test_a_sequence_stops_at_its_episodes_end_and_is_padded() -> None:
     assert not drawn["first"].any()
 
 
+@pytest.mark.parametrize(("burn_in", "starts"), [(0, {20.0, 30.0, 40.0, 42.0}), (2, {20.0, 30.0, 42.0})])
+def test_a_sequence_that_ends_within_its_burn_in_is_none_unless_it_begins_its_episode(
+    burn_in: int, starts: set[float]
+) -> None:
+    table = table_of(4, 100, sequence=6, period=4, burn_in=burn_in)
+    put(table, line([1, 2, 4, 8], number=2))
+    put(table, line([1, 2, 4, 8], number=3))
+    # Two steps are left of that episode, and the next one has two.
+    put(table, line([1, 2, 4, 8], number=4, truncated=[1, 3]))
+    assert set(draw(table, 200)["observation.obs"][0, :, 0]) == starts
+    assert table.size == len(starts)
+
+
 def test_a_sequence_starts_with_each_episode_from_the_initial_state() -> None:
     table = table_of(4, 100, sequence=4, period=8)
     opening = line([1, 2, 4, 8], number=2, truncated=[1])

@@ -95,11 +95,13 @@ class Transitions:
 class Sequences:
     """`sequence` steps from every `period`-th step of a stream on, and from each episode's first (Kapturowski, 2019).
 
-    None goes on past its episode's end: it is padded there, and masked.
+    None goes on past its episode's end: it is padded there, and masked. One that ends within its first `burn_in` steps
+    is none, but for an episode's first, of which these are learned from too.
     """
 
     def __init__(self, storage: Storage, config: TableConfig) -> None:
         self._storage, self._length, self._every = storage, config.sequence, config.period // storage.unroll
+        self._burn_in = config.burn_in
         self._steps = np.empty(storage.capacity, np.int32)
         self.tables: Arrays = {"steps": self._steps}
 
@@ -121,7 +123,8 @@ class Sequences:
         memory.update({name: array[~whole] for name, array in (opened | {"before": held}).items()})
         complete = opened["start"][whole] % storage.capacity
         self._steps[complete] = np.minimum(held[whole], self._length)
-        return complete, None
+        taught = (held[whole] > self._burn_in) | storage.steps["first"].take(complete)
+        return complete[taught], None
 
     def gather(self, positions: np.ndarray, random: np.random.Generator) -> Arrays:
         """Time-major: observation.<name> [L+1, n, ...] (single frames [L+k, n, ...] where stacked), the true last one

@@ -397,6 +397,11 @@ def _least(key: str, table: TableConfig, config: Config) -> int:
             f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
             f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
         )
+    if table.burn_in and table.burn_in >= table.sequence:
+        raise ConfigError(
+            f"{key}.burn_in={table.burn_in} leaves nothing of sequences of {table.sequence} steps",
+            f"set it below {table.sequence}",
+        )
     # The fullest shard's: groups go to the replay-servers in turn, and none is cut in two.
     longest, groups = max(table.sequence, table.n_step), config.env.groups * config.env.servers
     envs = config.env.envs * -(-groups // config.replay.servers)
