@@ -32,8 +32,10 @@ def check_job(config: Config) -> None:
             f"set it to {_KINDS[algorithm.batches]}",
         )
     if (mixed := config.learner.replayed.table) and not getattr(algorithm, "mixes", False):
-        text = f"learner.replayed.table={mixed!r} mixes in steps of any age, for which {algorithm.__name__} does not correct"
-        raise ConfigError(text, "leave it empty, or set algorithm.name to laser or impala")
+        raise ConfigError(
+            f"learner.replayed.table={mixed!r} mixes in steps of any age: {algorithm.__name__} does not correct for that",
+            "leave it empty, or set algorithm.name to laser or impala",
+        )
     check_hindsight_reward(name, table.her.k, options)
     if (model := settings_model(config.algorithm)) is not None:
         settings = read_settings(model, options, "algorithm")
