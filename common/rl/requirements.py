@@ -33,7 +33,7 @@ def check_job(config: Config) -> None:
         )
     if (mixed := config.learner.replayed.table) and not getattr(algorithm, "mixes", False):
         raise ConfigError(
-            f"learner.replayed.table={mixed!r} mixes in steps of any age: {algorithm.__name__} does not correct for that",
+            f"learner.replayed.table={mixed!r} mixes in steps of any age: {algorithm.__name__} does not correct that",
             "leave it empty, or set algorithm.name to laser or impala",
         )
     check_hindsight_reward(name, table.her.k, options)
