@@ -127,6 +127,7 @@ JOBS = (
     Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter"),
     Job("mountaincar_ppo_icm", "MountainCar-v0", "PPO, curiosity", -110.4, ZOO, "mountaincar"),
     Job("mountaincar_ppo_plain", "MountainCar-v0", "PPO", -110.4, ZOO, "mountaincar", *WITHOUT_CURIOSITY),
+    Job("spread_ppo", "MPE's simple spread, three agents", "PPO", -27, "a random policy", "spread"),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
     Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
     one_for_all("CartPole-v1", 22, "cartpole-values"),
