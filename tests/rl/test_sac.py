@@ -257,6 +257,7 @@ def test_an_action_does_not_depend_on_who_shares_its_batch() -> None:
     [
         (TWO, {"quantiles": 25}, "algorithm.quantiles=25 wants Box actions"),
         (BOX, {"quantiles": 5, "drop": 5}, "algorithm.drop=5 leaves none of 5"),
+        (BOX, {"drop": 3}, "algorithm.drop=3 does nothing with algorithm.quantiles=0"),
         (ActionSpec("multi_binary", "<i8", (2,), (2, 2)), {}, "takes Box actions"),
         (BOX, {"tua": 0.1}, "did you mean tau"),
     ],

@@ -142,6 +142,12 @@ def test_what_gaussian_noise_does_not_look_at_is_refused(model: type[TD3Config])
     read_settings(model, {"noise": {"kind": "ornstein_uhlenbeck", "theta": 0.5}}, "algorithm")
 
 
+def test_a_bound_on_noise_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"smoothing_clip=0\.3 does nothing with algorithm\.smoothing=0"):
+        read_settings(DDPGConfig, {"smoothing_clip": 0.3}, "algorithm")
+    read_settings(TD3Config, {"smoothing_clip": 0.3}, "algorithm")
+
+
 def test_the_memory_of_noise_rides_on_whatever_is_done_with_the_action() -> None:
     actor, _ = build("ddpg", WIDE, [0.0], critics([[0.0]]), critics([[0.0]]))
     assert actor.spec.state == (ArraySpec(MEMORY, "<f4", (1,)),)

@@ -50,6 +50,11 @@ class SACConfig(CriticConfig):
     quantiles: int = Field(0, ge=0, description="TQC: quantiles of each critic; 0: a critic gives a mean (TQC: 25)")
     drop: int = Field(2, ge=0, description="TQC: the largest target quantiles that are dropped, per critic")
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """The keys that this one does not look at, and for what setting."""
+        return {} if self.quantiles else {"drop": "quantiles=0"}
+
 
 class SACActor(Actor):
     """The policy: a normal squashed into the box, or a choice."""

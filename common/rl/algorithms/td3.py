@@ -49,6 +49,11 @@ class TD3Config(CriticConfig):
         ActionNoiseConfig(), description="exploration: kind, scale, theta of ornstein_uhlenbeck, schedule"
     )
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """The keys that this one does not look at, and for what setting."""
+        return {} if self.smoothing else {"smoothing_clip": "smoothing=0"}
+
 
 class DDPGConfig(TD3Config):
     """The `algorithm` section: TD3's, with nothing to smooth and nothing to wait for."""
