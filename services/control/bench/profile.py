@@ -102,9 +102,11 @@ def recorded(pids: dict[str, int], seconds: float) -> Shares:
             )
             for name, pid in pids.items()
         ]
-        said = [recorder.communicate()[1] for recorder in recorders]
+        # Not until the recorders end, which takes them seconds more: what they look at may be gone by then.
+        time.sleep(max(1, int(seconds)))
         took = time.monotonic() - began
         cores = {name: (cpu_s(name, pid) - before[name]) / took for name, pid in pids.items()}
+        said = [recorder.communicate()[1] for recorder in recorders]
         for name, recorder, words in zip(pids, recorders, said, strict=True):
             if recorder.returncode:
                 raise HeadraceError(f"py-spy did not record {name}: {words.strip()[-300:]}", "let it trace processes")
