@@ -146,7 +146,9 @@ class LearnerConfig(Section):
         None, description="linear: falls to 0 as the job's budget (stop.steps, frames or seconds) is used up"
     )
     optimizer: Literal["adam", "rmsprop"] | None = Field(None, description="the optimiser")
-    eps: float | None = Field(None, gt=0, description="the optimiser's epsilon; 1e-5 for another optimiser")
+    eps: float | None = Field(
+        None, gt=0, description="the optimiser's epsilon; 1e-5 where `optimizer` is not the algorithm's own"
+    )
     alpha: float | None = Field(None, gt=0, lt=1, description="rmsprop: decay of the squared gradient")
     max_grad_norm: float | None = Field(None, gt=0, description="the gradient is clipped to this norm")
     table: str = Field("experience", description="the table to train from")

@@ -21,6 +21,7 @@ from common.service import connect, make_context
 from common.transport.client import Client
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 from services.replay_server.ring import checkpoint
+from services.replay_server.ring.requirements import tell_of_uneven_shards
 from services.replay_server.ring.table import RingTable
 from services.replay_server.server import make_table
 from services.replay_server.unroll import Drawn, Stored, Unroll
@@ -423,10 +424,10 @@ def test_the_shard_with_the_most_groups_decides_about_the_least_capacity() -> No
 
 def test_groups_that_cannot_be_shared_out_evenly_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     for servers, groups in ((2, 4), (1, 3)):
-        make_table("experience", sharded(servers, groups))
+        tell_of_uneven_shards("experience", sharded(servers, groups), 0)
     assert caplog.messages == []
     for shard in range(2):
-        make_table("experience", sharded(2, 3), shard)
+        tell_of_uneven_shards("experience", sharded(2, 3), shard)
     (text,) = caplog.messages
     assert text.startswith("3 groups on 2 replay-servers: the shards of table experience fill unevenly")
 

@@ -38,7 +38,7 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Space:
     """The values that each size may take, ascending. `batch` fixes servers * groups * envs * unroll, unless it is 0;
-    `runs` says whether a job of a point's sizes would be refused."""
+    `runs` says of a point whether a job of its sizes would run, or be refused."""
 
     envs: tuple[int, ...]
     servers: tuple[int, ...]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 
 from common.config import TableConfig
-from common.errors import ConfigError
 from common.types import Arrays, prefixed
 from services.replay_server.ring.storage import Storage
 
@@ -237,23 +236,6 @@ def kind_of(config: TableConfig) -> type[Items]:
     if config.kind == "unrolls":
         return Unrolls
     return Sequences if config.sequence else Hindsight if config.her.k else Transitions
-
-
-def check_hindsight_items(key: str, table: TableConfig) -> None:
-    """Raises ConfigError if goals would not be exchanged, or in items whose rewards the new ones would not be like."""
-    wrong = (
-        ("kind", table.kind if table.kind == "unrolls" else None, "uniform or prioritized"),
-        ("sequence", table.sequence or None, "0"),
-        ("n_step", table.n_step if table.n_step > 1 else None, "1"),
-        ("reward_clip", table.reward_clip or None, "0"),
-    )
-    for name, value, right in wrong:
-        if value is not None:
-            raise ConfigError(
-                f"{key}.her.k={table.her.k} with {key}.{name}={value}: goals are exchanged in transitions of one step, "
-                "and their rewards not clipped",
-                f"set {key}.{name} to {right}, or {key}.her.k to 0",
-            )
 
 
 # The prefixes of what each kind needs once per chunk.

@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.service import Context
 from services.replay_server.ring import checkpoint
+from services.replay_server.ring.requirements import tell_of_uneven_shards
 from services.replay_server.ring.table import RingTable
 
 
@@ -26,6 +27,8 @@ class RingKeeper:
         self._empty = dict.fromkeys(rings, "there is no checkpoint yet" if written else "replay.checkpoint_s is 0")
         self._lost = dict.fromkeys(rings, 0)
         self._sized: set[str] = set()
+        for name in rings:
+            tell_of_uneven_shards(name, context.config, context.index)
 
     def restore(self) -> None:
         """Fills the rings from their checkpoints, saying aloud what they hold."""

@@ -6,8 +6,6 @@ experience is kept, cut into items and chosen is `storage.py`'s, `items.py`'s an
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,13 +19,11 @@ from common.config import Config, TableConfig
 from common.errors import ConfigError, ProtocolError
 from common.types import Arrays
 from services.replay_server.ring.budget import Budget, Contents
-from services.replay_server.ring.items import check_hindsight_items
 from services.replay_server.ring.rate_limiter import RateLimiter
+from services.replay_server.ring.requirements import least_capacity
 from services.replay_server.ring.selectors import selector_of
 from services.replay_server.ring.storage import Layout, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
-
-log = logging.getLogger("headrace.replay")
 
 _GOALS = {"observation.achieved_goal", "observation.desired_goal"}
 
@@ -359,13 +355,7 @@ def make_ring(name: str, config: Config, shard: int) -> RingTable:
     table, learner = config.replay.tables[name], config.learner
     each = learner.replayed.per_online * config.env.envs if name == learner.replayed.table else learner.per_request
     largest = learner.batch * each
-    least = _least(f"replay.tables.{name}", table, config)
-    if (groups := config.env.servers * config.env.groups) % (servers := config.replay.servers) and not shard:
-        log.warning(
-            "%d groups on %d replay-servers: the shards of table %s fill unevenly, and groups that share one with more "
-            "others may be slower (make env.servers times env.groups a multiple of replay.servers)",
-            *(groups, servers, name),
-        )
+    least = least_capacity(f"replay.tables.{name}", table, config)
     return RingTable(
         name,
         table,
@@ -375,41 +365,3 @@ def make_ring(name: str, config: Config, shard: int) -> RingTable:
         seed=(config.run.seed, shard),
         least=max(least, largest),
     )
-
-
-def _least(key: str, table: TableConfig, config: Config) -> int:
-    """Gives the steps that a ring must keep for its items to be made; raises ConfigError if they never could be."""
-    unroll = config.rollout.unroll
-    if table.her.k:
-        check_hindsight_items(key, table)
-    if table.n_step > 1 and table.discount is None:
-        raise ConfigError(f"{key}.n_step={table.n_step} without a discount", f"set {key}.discount to the algorithm's")
-    # Draws are counted for each step, and of an item: in a long episode one comes every so many steps.
-    apart = unroll if table.kind == "unrolls" else table.period if table.sequence else 1
-    if 0 < table.max_times_sampled < (draws := table.samples_per_insert * apart):
-        raise ConfigError(
-            f"{key}.samples_per_insert={table.samples_per_insert:g} cannot be had: of {apart} steps one item "
-            f"is made, and gone after {key}.max_times_sampled={table.max_times_sampled} draws",
-            f"set {key}.max_times_sampled to {math.ceil(draws)} or more, or to 0",
-        )
-    if table.sequence and (table.period == 0 or table.period % unroll):
-        raise ConfigError(
-            f"{key}.period={table.period} is no multiple of rollout.unroll={unroll}",
-            f"set it to {max(1, table.period // unroll) * unroll}: a state stands at the start of each unroll only",
-        )
-    if table.burn_in and table.burn_in >= table.sequence:
-        raise ConfigError(
-            f"{key}.burn_in={table.burn_in} leaves nothing of sequences of {table.sequence} steps",
-            f"set it below {table.sequence}",
-        )
-    # The fullest shard's: groups go to the replay-servers in turn, and none is cut in two.
-    longest, groups = max(table.sequence, table.n_step), config.env.groups * config.env.servers
-    envs = config.env.envs * -(-groups // config.replay.servers)
-    needed = (longest + 2 * unroll) * envs
-    if longest > 1 and table.capacity < needed:
-        raise ConfigError(
-            f"{key}.capacity={table.capacity} would deadlock: items of {longest} steps are overwritten before they end",
-            f"set it to at least {needed}",
-        )
-    # With max_bytes an eighth of the steps have side rows: the newest observations of all streams take half at most.
-    return max(needed, 16 * envs)
