@@ -26,7 +26,7 @@ from benchmarks.page import spread
 from benchmarks.replay import ACTION, BATCH, OBSERVATION, ONE_THREAD, Rates, draw, fill, per_second, table_of, unroll_of
 from common.allocator import keep_freed_memory
 from common.config import validate
-from common.rl.networks import has_bf16
+from common.rl.processor import has_bf16
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 from services.control.bench.peers import HOME, Peer, python_of, ready
 from services.learner_server.trainer import Trainer

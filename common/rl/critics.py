@@ -6,6 +6,7 @@ flat observations and, for a critic, the action together through MLPs of `hidden
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,11 @@ class Body(nn.Module):
         """Gives [members, N, outputs]; `frozen` and `members` as `Ensemble` has them."""
         x = features if extra is None else torch.cat([features, extra], -1)
         return self.layers(x, frozen, members)  # type: ignore[no-any-return]
+
+
+def least(values: Tensor) -> Tensor:
+    """Gives of values [members, ...] the least [...]; a gradient goes to the member that gave it."""
+    return functools.reduce(torch.minimum, values.unbind())
 
 
 def critics_of(inputs: Inputs, config: NetworkConfig, members: int, extra: int, outputs: int, seed: int) -> Body:

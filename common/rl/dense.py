@@ -1,8 +1,8 @@
 """MLPs side by side as one module, as fast as the processor allows; knows neither observations nor what outputs mean.
 
-oneDNN uses AVX-512 on every processor that has it, the BLAS that torch calls does not: on those products of some size
-take half as long; on others up to five times as long. A whole MLP is one node of the graph, since on small ones
-autograd costs as much as the arithmetic.
+oneDNN uses AVX-512 on every processor that has it, the BLAS that torch calls on Intel's alone. On others' products of
+some size oneDNN takes half as long; on Intel's a tenth longer, and without AVX-512 up to five times as long. A whole
+MLP is one node of the graph, since on small ones autograd costs as much as the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.rl.activations import tanh
+from common.rl.processor import is_intel
 
 Activation = Literal["tanh", "relu"]
 # Multiply-adds below which calling oneDNN costs more than it saves.
 _WORTHWHILE = 1 << 19
 _ONEDNN: bool = (
-    torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and not is_intel()
 )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Gives x [N, I] @ weight [I, O] + bias [O], float32 on the CPU."""
     if _ONEDNN and x.shape[0] * weight.numel() >= _WORTHWHILE:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.t(), bias, "none", [], "")
         return y
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -161,10 +161,10 @@ class DiagNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         z = (action.reshape(self.mean.shape).to(self.mean.dtype) - self.mean) / self._std
-        return torch.sum(-0.5 * z * z - (self.log_std + _HALF_LOG_TWO_PI), -1)
+        return torch.sum(-0.5 * z * z - (self.log_std + HALF_LOG_TWO_PI), -1)
 
     def entropy(self) -> Tensor:
-        return (self.log_std + (0.5 + _HALF_LOG_TWO_PI)).expand_as(self.mean).sum(-1)
+        return (self.log_std + (0.5 + HALF_LOG_TWO_PI)).expand_as(self.mean).sum(-1)
 
     def kl(self, other: Self) -> Tensor:
         scale = self._std / other._std

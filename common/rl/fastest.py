@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from common.rl.actor import Actor
-from common.rl.networks import Inputs, Trunk, has_bf16
+from common.rl.networks import Inputs, Trunk
+from common.rl.processor import has_bf16
 
 log = logging.getLogger("headrace.inference")
 

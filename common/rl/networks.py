@@ -20,6 +20,7 @@ from common.errors import ConfigError, nearest
 from common.rl.compiled import Compiled
 from common.rl.encoders import CONVOLUTIONS, MLP, channels_last, convolution
 from common.rl.ops.normalize import ObservationNormalizer
+from common.rl.processor import has_bf16
 from common.rl.settings import load_attribute, read_settings
 from common.types import ArraySpec
 
@@ -77,7 +78,8 @@ class NetworkConfig(BaseModel):
         None, description="memory format of images, for speed alone; null: [measured](algorithms.md#speed-of-images)"
     )
     bf16: bool = Field(
-        False, description="convolutions in bfloat16 where the hardware has it, about twice as fast; elsewhere float32"
+        False,
+        description="convolutions in bfloat16, where that is about twice as fast; float32 on other hardware",
     )
     compile: bool = Field(
         False, description="encoders of images, and modules of your own, through torch.compile, if that works here"
@@ -125,17 +127,10 @@ def _warn_of_unread(config: NetworkConfig) -> None:
         log.warning("network.compile=true: there is nothing to compile, an MLP is one piece of code already")
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Says whether a device has instructions for bfloat16: without, it is slower than 32 bits, by far."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 @functools.cache
 def _lowers(device: torch.device) -> bool:
     if not (has := has_bf16(device)):
-        log.warning("network.bf16=true: %s has no bfloat16, float32 is several times faster here and taken", device)
+        log.warning("network.bf16=true: %s has no fast bfloat16, float32 is faster here and taken", device)
     return has
 
 

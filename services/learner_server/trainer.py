@@ -139,7 +139,13 @@ class Trainer:
         return to_tensors(arrays, self._device)
 
     def _learn(self, batch: Transitions | Batch, progress: float, lag: np.ndarray) -> Update:
-        scalars = self.algorithm.learn(batch, progress)
+        # Moments of units that are dead decay into denormal numbers and stay there, which cost a hundred times an
+        # ordinary one's arithmetic: a third of SAC's updates.
+        torch.set_flush_denormal(True)
+        try:
+            scalars = self.algorithm.learn(batch, progress)
+        finally:
+            torch.set_flush_denormal(False)
         errors = self.algorithm.priorities
         priorities = None if errors is None else errors.cpu().numpy()
         self.updates += 1

@@ -12,6 +12,7 @@ from common.config import validate
 from common.errors import ConfigError, HeadraceError, ProtocolError
 from common.rl.actor import Actor
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
+from common.rl.replayed import Transitions
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec, PolicySpec, make_version
 from services.learner_server.checkpoint import Checkpoints
 from services.learner_server.staging import in_turn
@@ -44,6 +45,10 @@ class Careful:
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: Actor, seed: int) -> None:
         self._boldness = float(algorithm["boldness"])
+        self.priorities = None
+
+    def learn(self, batch: Transitions, progress: float) -> dict[str, float]:
+        return {"tiny": (batch.reward[:1] * 1e-10).item()}
 
     def acting(self, steps: int, progress: float) -> dict[str, float]:
         return {"epsilon": steps * progress + self._boldness}
@@ -286,6 +291,15 @@ def test_a_draw_without_a_finite_batch_changes_nothing_but_the_priorities_of_wha
     assert (packed(made), made.updates, update.made, update.steps) == (before, 0, 0, 0)
     assert len(update.skipped) == batches
     np.testing.assert_array_equal(update.priorities, [np.nan, np.nan, 0.0, 0.0, np.nan, np.nan])
+
+
+def test_denormal_numbers_are_zero_in_an_update_and_nowhere_else() -> None:
+    """A decayed moment of a unit that is dead is one: a product of matrices of them takes a hundred times as long."""
+    drawn = transitions(2) | {"reward": np.full(2, 1e-30, np.float32)}
+    section = {"name": f"{__name__}:Careful", "boldness": 0.5}
+    made = trainer(**PRIORITIZED | {"algorithm": section})
+    assert made.update(drawn, 0.5).scalars == {"tiny": 0.0}
+    assert (torch.tensor([1e-30]) * 1e-10).item() > 0.0
 
 
 def test_optimiser_settings_that_are_not_given_are_the_algorithms_own() -> None:

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.rl import dense
 from common.rl.dense import Activation, Ensemble, tower
+
+
+@pytest.fixture(params=[False, True], ids=["blas", "onednn"], autouse=True)
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two this processor would take."""
+    monkeypatch.setattr(dense, "_ONEDNN", request.param)
 
 
 def apart(ensemble: Ensemble, x: Tensor, activation: Activation) -> list[Tensor]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.rl.fastest import compare, settle, shortest
-from common.rl.networks import Inputs, Trunk, has_bf16
+from common.rl.networks import Inputs, Trunk
 from common.rl.policy import Policy, build_policy
+from common.rl.processor import has_bf16
 from common.types import ActionSpec, ArraySpec, EnvSpec
 
 ENV = EnvSpec("a", (ArraySpec("image", "|u1", (4, 10, 10)),), ActionSpec("discrete", "<i8", (), (3,)))

@@ -12,8 +12,8 @@ from common.errors import ConfigError
 from common.rl.actor import Acted, Seen, pack_weights, unpack_weights, weights_layout
 from common.rl.batch import Batch, to_batch
 from common.rl.distributions import Categorical
-from common.rl.networks import has_bf16
 from common.rl.policy import Policy, build_policy
+from common.rl.processor import has_bf16
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
 
 CPU = torch.device("cpu")

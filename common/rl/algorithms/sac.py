@@ -29,7 +29,7 @@ from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
 from common.rl.bounded import TanhNormal
-from common.rl.critics import Body, bounds_of, critics_of, feed_forward, unit_box
+from common.rl.critics import Body, bounds_of, critics_of, feed_forward, least, unit_box
 from common.rl.distributions import Categorical
 from common.rl.heads import Head, torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
@@ -186,12 +186,12 @@ class SAC:
         target, pi = self._critics.target.network, self._actor.distribution(after)
         features = target.features(after)
         if isinstance(pi, Categorical):
-            least, log_prob = target(features).amin(0), pi.log_probs
-            value = (log_prob.exp() * (least - temperature * log_prob)).sum(-1, keepdim=True)
+            worst, log_prob = least(target(features)), pi.log_probs
+            value = (log_prob.exp() * (worst - temperature * log_prob)).sum(-1, keepdim=True)
         else:
             action, log_prob = pi.sample_with_log_prob(u)
             given = target(features, action)
-            kept = truncated(given, self._config.drop) if self._config.quantiles else given.amin(0)
+            kept = truncated(given, self._config.drop) if self._config.quantiles else least(given)
             value = kept - (temperature * log_prob).unsqueeze(-1)
         y: Tensor = batch.reward.unsqueeze(-1) + batch.discount.unsqueeze(-1) * value
         return y
@@ -212,11 +212,11 @@ class SAC:
         """Gives the actor's loss, and the mean log π of its actions; `values` are the critics' of every choice."""
         pi = self._actor.distribution(now)
         if isinstance(pi, Categorical):
-            expected = pi.log_probs.exp() * (temperature * pi.log_probs - values.amin(0))
+            expected = pi.log_probs.exp() * (temperature * pi.log_probs - least(values))
             return expected.sum(-1).mean(), -pi.entropy().detach().mean()
         action, log_prob = pi.sample_with_log_prob(u)
         given = self._critics.critic(features, action, frozen=True)
-        value = given.mean((0, 2)) if self._config.quantiles else given.amin(0).squeeze(-1)
+        value = given.mean((0, 2)) if self._config.quantiles else least(given).squeeze(-1)
         return (temperature * log_prob - value).mean(), log_prob.detach().mean()
 
     def acting(self, steps: int, progress: float) -> dict[str, float]:
