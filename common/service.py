@@ -6,6 +6,7 @@ Knows no role: a role is a coroutine `run(context)`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -173,6 +174,7 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     finally:
         http.shutdown()
         http.server_close()
+        gc.freeze()  # The interpreter's last collection takes a second where torch is loaded.
 
 
 def _run_loop(context: Context, run: Run) -> int:
