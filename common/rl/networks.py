@@ -134,6 +134,13 @@ def _lowers(device: torch.device) -> bool:
     return has
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """Gives images [N, C, H, W] in that memory format; on bytes this way takes less than half of `to`'s time."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return torch.stack(x.unbind(1), -1).permute(0, 3, 1, 2)
+
+
 class Inputs(nn.Module):
     """Turns named observations into what trunks take: images as float [N, C, H, W], the rest as flat [N, width].
 
@@ -190,7 +197,7 @@ class Inputs(nn.Module):
             # Bytes are exact in bfloat16, and their quotient is what the convolution would round it to.
             dtype = torch.bfloat16 if scaled and self._bf16 and _lowers(x.device) else dtype
             last = self._last(x, self._convolved[name]) if self.channels_last is None else self.channels_last
-            x = x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+            x = _channels_last(x).to(dtype) if last else x.to(dtype, memory_format=torch.contiguous_format)
         return x.to(dtype).div_(255.0) if scaled else x.float()
 
     def forward(self, observation: Mapping[str, Tensor]) -> list[Tensor]:
