@@ -23,18 +23,22 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
+def key(seed: int, step: int) -> int:
+    """Gives 64 bits, a pure function of (seed, step), each of which depends on all of both."""
+    return _mix(_mix(seed & _MASK) ^ (step & _MASK))
+
+
 def uniforms(seed: int, envs: NDArray[np.integer] | tuple[int, int], step: int, n: int) -> NDArray[np.float32]:
     """Gives float32 [count, n] in the open interval (0, 1), a pure function of (seed, env, step, component).
 
     `envs` lists the env ids, [count], or is (first, count); ids are below 2**44 and n below 2**20.
     """
     ids = np.arange(envs[0], envs[0] + envs[1]) if isinstance(envs, tuple) else envs
-    key = _mix(_mix(seed & _MASK) ^ (step & _MASK))
     x: NDArray[np.uint64] = ids.astype(np.uint64)[:, None] << np.uint64(_COMPONENT_BITS)
     if n != 1:
         x = np.add(x, np.arange(n, dtype=np.uint64), dtype=np.uint64)
     x *= np.uint64(_GOLDEN)
-    x += np.uint64(key)
+    x += np.uint64(key(seed, step))
     x ^= x >> np.uint64(30)
     x *= np.uint64(_FIRST)
     x ^= x >> np.uint64(27)

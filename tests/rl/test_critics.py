@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
+from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
 from common.rl.critics import Body, bounds_of, critics_of, feed_forward
 from common.rl.networks import Inputs
 from common.types import ActionSpec, ArraySpec, EnvSpec
@@ -54,6 +55,22 @@ def test_critics_depend_on_the_seed_alone_and_begin_unlike_the_actor_of_that_see
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
+
+
+def test_each_seed_and_each_update_has_noise_of_its_own() -> None:
+    def learner(seed: int) -> CriticLearner:
+        return CriticLearner(CriticConfig(), DEFAULT_OPTIMIZER, body((VECTOR,))[1], seed)
+
+    drawn = [learner(seed).uniforms(2).tolist() for seed in (1, 2, 2**31 - 1)]
+    assert drawn == [
+        [0.06302452087402344, 0.2966408133506775],
+        [0.9898055195808411, 0.38036441802978516],
+        [0.6646453142166138, 0.7291029691696167],
+    ]
+    later = learner(1)
+    assert later.uniforms(2).tolist() == drawn[0]
+    later.optimizer.steps = 1
+    assert later.uniforms(2).tolist() == [0.9220871329307556, 0.7879212498664856]
 
 
 @pytest.mark.parametrize("network", [{"lstm": 8}, {"popart": True}, {"distribution": "beta"}, {"shared": True}])

@@ -17,11 +17,10 @@ from torch import Tensor
 from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
 from common.rl.critics import Body
 from common.rl.goals import Goals
+from common.rl.noise import key
 from common.rl.target import Target
 
 DEFAULT_OPTIMIZER = OptimizerConfig(name="adam", lr=3e-4, eps=1e-8, max_grad_norm=math.inf)
-# The noise of an update, and of nothing else, comes from seeds this far apart.
-_SEEDS = 1 << 32
 _LEAST = 1e-7
 
 
@@ -54,7 +53,8 @@ class CriticLearner:
 
     def uniforms(self, *shape: int) -> Tensor:
         """Gives uniforms in (0, 1), a function of the seed and the update alone; to be called once in an update."""
-        self._generator.manual_seed(self._seed * _SEEDS + self.optimizer.steps)
+        # Mixed: of a seed the CPU's generator takes the lower 32 bits alone.
+        self._generator.manual_seed(key(self._seed, self.optimizer.steps))
         drawn = torch.rand(shape, generator=self._generator, device=self._generator.device)
         return drawn.clamp_(_LEAST, 1.0 - _LEAST)
 
