@@ -98,6 +98,17 @@ def test_a_file_is_named_after_its_algorithm(path: Path) -> None:
     assert loaded.__name__.lower() == config.algorithm["name"]
 
 
+def test_tables_of_r2d2_keep_out_sequences_that_end_within_its_burn_in() -> None:
+    jobs = [(path.stem, load(path, (), {})) for path in FILES if "r2d2" in path.stem]
+    kept_back = {name: (job.replay.tables["experience"].burn_in, job.algorithm.get("burn_in")) for name, job in jobs}
+    # Without a setting it is the algorithm's own 40.
+    assert kept_back == {
+        "cartpole_positions_r2d2": (10, 10),
+        "r2d2_pixels": (40, None),
+        "r2d2_vector": (10, 10),
+    }
+
+
 def test_a_preset_ends_the_job_where_gymnasium_calls_it_solved_unless_told_otherwise() -> None:
     assert from_preset("ppo", "CartPole-v1", [])[0].stop.episode_return == 475.0
     assert from_preset("ppo", "CartPole-v1", ["stop.episode_return=null"])[0].stop.episode_return is None
