@@ -258,6 +258,11 @@ def test_an_action_does_not_depend_on_who_shares_its_batch() -> None:
         (TWO, {"quantiles": 25}, "algorithm.quantiles=25 wants Box actions"),
         (BOX, {"quantiles": 5, "drop": 5}, "algorithm.drop=5 leaves none of 5"),
         (BOX, {"drop": 3}, "algorithm.drop=3 does nothing with algorithm.quantiles=0"),
+        (
+            BOX,
+            {"learn_temperature": False, "target_entropy": -3.0},
+            "algorithm.target_entropy=-3.0 does nothing with algorithm.learn_temperature=false",
+        ),
         (ActionSpec("multi_binary", "<i8", (2,), (2, 2)), {}, "takes Box actions"),
         (BOX, {"tua": 0.1}, "did you mean tau"),
     ],
@@ -265,3 +270,9 @@ def test_an_action_does_not_depend_on_who_shares_its_batch() -> None:
 def test_what_cannot_be_is_refused(action: ActionSpec, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         SAC.make_actor(options, {}, env(action), 0)
+
+
+def test_over_choices_a_first_std_is_refused() -> None:
+    assert SAC.make_actor({}, {"log_std_init": -2.0}, env(BOX), 0).noise_size == 1
+    with pytest.raises(ConfigError, match=r"network\.log_std_init=-2\.0 says nothing to SAC over choices"):
+        SAC.make_actor({}, {"log_std_init": -2.0}, env(TWO), 0)

@@ -53,7 +53,8 @@ class SACConfig(CriticConfig):
     @property
     def unread(self) -> Mapping[str, str]:
         """The keys that this one does not look at, and for what setting."""
-        return {} if self.quantiles else {"drop": "quantiles=0"}
+        unread = {} if self.quantiles else {"drop": "quantiles=0"}
+        return unread if self.learn_temperature else {**unread, "target_entropy": "learn_temperature=false"}
 
 
 class SACActor(Actor):
@@ -124,7 +125,8 @@ class SAC:
     @staticmethod
     def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> SACActor:
         _read(algorithm, env)
-        config = feed_forward(network, "SAC")
+        chooses = env.action.kind == "discrete"
+        config = feed_forward(network, "SAC over choices", "log_std_init") if chooses else feed_forward(network, "SAC")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return SACActor(config, env)
