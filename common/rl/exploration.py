@@ -37,7 +37,8 @@ class EpsilonConfig(BaseModel):
     def unread(self) -> Mapping[str, str]:
         """The keys that this exploration does not look at, and for what setting."""
         falling, own = ("start", "end", "steps", "share"), ("base", "alpha")
-        return dict.fromkeys(falling if self.actors else own, f"actors={self.actors}")
+        unread = dict.fromkeys(falling if self.actors else own, f"actors={self.actors}")
+        return {"share": f"steps={self.steps}", **unread} if self.steps else unread
 
 
 def epsilon_at(config: EpsilonConfig, steps: int, progress: float) -> float:

@@ -263,6 +263,7 @@ def test_what_acts_ships_no_target_and_no_support() -> None:
             {"epsilon": {"actors": 4, "steps": 9}},
             r"epsilon\.steps=9 does nothing with .*epsilon\.actors=4",
         ),
+        ({}, {"epsilon": {"steps": 9, "share": 0.5}}, r"epsilon\.share=0\.5 does nothing with .*epsilon\.steps=9"),
         ({}, {"epsilon": {"base": 0.5}}, r"epsilon\.base=0\.5 does nothing with algorithm\.epsilon\.actors=0"),
         ({}, {"duel": True}, r"algorithm\.duel.*did you mean dueling\?"),
         ({}, {"epsilon": {"last": 0.1}}, r"algorithm\.epsilon\.last"),
