@@ -28,13 +28,13 @@ def key(seed: int, step: int) -> int:
     return _mix(_mix(seed & _MASK) ^ (step & _MASK))
 
 
-def uniforms(seed: int, envs: NDArray[np.integer] | tuple[int, int], step: int, n: int) -> NDArray[np.float32]:
+def uniforms(seed: int, envs: tuple[int, int], step: int, n: int) -> NDArray[np.float32]:
     """Gives float32 [count, n] in the open interval (0, 1), a pure function of (seed, env, step, component).
 
-    `envs` lists the env ids, [count], or is (first, count); ids are below 2**44 and n below 2**20.
+    `envs` is (first, count) of the env ids, which are below 2**44; n is below 2**20.
     """
-    ids = np.arange(envs[0], envs[0] + envs[1]) if isinstance(envs, tuple) else envs
-    x: NDArray[np.uint64] = ids.astype(np.uint64)[:, None] << np.uint64(_COMPONENT_BITS)
+    first, count = envs
+    x: NDArray[np.uint64] = np.arange(first, first + count, dtype=np.uint64)[:, None] << np.uint64(_COMPONENT_BITS)
     if n != 1:
         x = np.add(x, np.arange(n, dtype=np.uint64), dtype=np.uint64)
     x *= np.uint64(_GOLDEN)

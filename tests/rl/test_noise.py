@@ -11,7 +11,7 @@ def test_numbers_are_fixed_by_seed_env_step_and_component() -> None:
 
 def test_an_envs_noise_does_not_depend_on_who_shares_its_batch() -> None:
     together = uniforms(1, (0, 100), 5, 3)
-    alone = uniforms(1, np.array([42]), 5, 3)
+    alone = uniforms(1, (42, 1), 5, 3)
     np.testing.assert_array_equal(together[42:43], alone)
     np.testing.assert_array_equal(uniforms(1, (0, 100), 5, 1)[:, 0], together[:, 0])
 
