@@ -5,27 +5,16 @@ Knows backends' specs; knows no policy and no service.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from common.types import ActionSpec, Arrays, EnvSpec
+from common.types import ActionSpec, EnvSpec
+from services.env_server.rollout import Targets
 
 
-class StepRows(NamedTuple):
-    """What a backend of n environments writes a step into: observations [n, ...] by name, and four arrays [n]."""
-
-    observation: Arrays
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    valid: np.ndarray
-
-
-def step_rows(spec: EnvSpec, n: int) -> StepRows:
+def step_rows(spec: EnvSpec, n: int) -> Targets:
     """Gives the arrays for the steps of `n` environments, all zeros."""
     observation = {a.name: np.zeros((n, *a.shape), a.dtype) for a in spec.observations}
-    return StepRows(observation, np.zeros(n, np.float32), *(np.zeros(n, np.bool_) for _ in range(3)))
+    return Targets(observation, np.zeros(n, np.float32), *(np.zeros(n, np.bool_) for _ in range(3)))
 
 
 def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from services.env_server.backends import Finals
 
 
 class Targets(NamedTuple):
-    """Where a backend writes one step, in the order of `Backend.step`; views [B, ...] of the unroll."""
+    """Where a backend writes one step of its B environments, [B, ...] each, in the order of `Backend.step`."""
 
     observation: Arrays
     reward: np.ndarray
