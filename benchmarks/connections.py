@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import zmq
 
 from benchmarks.page import spread
@@ -31,6 +30,7 @@ from common.errors import HeadraceError
 from common.messages import Act, Insert, Sample
 from common.service import connect, make_context
 from common.types import Arrays, EnvSpec, PolicySpec, new_life
+from services.control.bench.pipeline import cpu_s
 from services.control.compose import Process, local_plan
 from services.env_server.backends import make_backend
 from services.env_server.rollout import Rollout
@@ -150,7 +150,7 @@ async def _measure(
             time.monotonic(),
             tally.acts,
             tally.inserts,
-            *(_cpu_s(child.pid) for child in children.values()),
+            *(cpu_s(f"the {role}-server", child.pid) for role, child in children.items()),
             time.process_time(),
         )
 
@@ -181,12 +181,6 @@ async def _measure(
         await asyncio.gather(consumer, *envs, return_exceptions=True)
         replay.close()
         weights.server.close()
-
-
-def _cpu_s(pid: int) -> float:
-    """Gives the processor seconds that a process has used, the kernel's part of its sockets included."""
-    spent = psutil.Process(pid).cpu_times()
-    return float(spent.user + spent.system)
 
 
 def run(load_: Load, seconds: float) -> Measured:

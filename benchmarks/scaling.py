@@ -97,19 +97,19 @@ def fit(measured: list[tuple[Load, Measured]]) -> Costs:
     return Costs(Cost(*inference), Cost(*client), Cost(*replay))
 
 
-def capacity(costs: Costs, job: Job, replays: int = 1, unroll: int = UNROLL) -> dict[str, float]:
-    """Gives the steps per second at which each part of a job is used up; the least of them is what the job reaches."""
+def capacity(costs: Costs, job: Job) -> dict[str, float]:
+    """Gives the steps per second at which each part of a job of one replay-server is used up: it reaches the least."""
     n, act, frame = job.envs, job.act_bytes, job.envs * job.size
     inference = costs.inference if job.pass_s is None else Cost(costs.inference.fixed, costs.inference.byte, job.pass_s)
     asked = inference.of(act, n)
-    stored = costs.replay.of(frame * unroll, n * unroll) / unroll
+    stored = costs.replay.of(frame * UNROLL, n * UNROLL) / UNROLL
     stepped = costs.client.of(act, n) + n * job.step_s
     parts = {
         "env-servers": (job.clients or job.servers) * n / stepped,
         "inference-servers": job.inference * n / asked,
-        "replay-servers": replays * n / stored,
+        "replay-servers": n / stored,
         "links into inference": job.inference * job.link / act * n,
-        "links of replay": replays * job.link / frame * n,
+        # As much comes into replay over a link of its own.
         "link into the learner": job.link / frame * n,
         # With G groups there are G requests under way; each needs every stage in turn.
         "round trips": job.servers * job.groups * n / (asked + stepped + stored + costs.wait_s),

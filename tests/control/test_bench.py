@@ -56,15 +56,15 @@ NULL = (
 REPORT = Report(
     "CartPole-v1, collecting",
     "ours, tuned",
-    (Row("ours, tuned", (400.0, 200.0, 300.0)), Row("limit", (800.0, 800.0, 400.0)), Row("a peer", (100.0, 60.0))),
+    (Row("ours, tuned", (400.0, 200.0, 300.0)), Row("limit", (800.0, 800.0, 400.0)), Row("a peer", (100.0, 60.0, 0.0))),
 )
 
 
-def test_ratios_are_taken_repetition_by_repetition_and_else_of_medians() -> None:
+def test_ratios_are_taken_repetition_by_repetition_where_none_failed() -> None:
     ours, limit, peer = REPORT.rows
     assert REPORT.ratios(ours) == ()
     assert REPORT.ratios(limit) == (0.5, 0.25, 0.75)
-    assert REPORT.ratios(peer) == (3.75,)
+    assert REPORT.ratios(peer) == ()
 
 
 def test_a_report_as_markdown_and_json(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_report_as_markdown_and_json(tmp_path: Path) -> None:
         "|---|---|---|---|",
         "| ours, tuned | 300 | 200 to 400 |  |",
         "| limit | 800 | 400 to 800 | 0.50 x (0.25 to 0.75) |",
-        "| a peer | 80 | 60 to 100 | 3.75 x |",
+        "| a peer | 60 | 0 to 100 |  |",
     ]
     REPORT.write(tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
@@ -84,6 +84,10 @@ def test_a_report_as_markdown_and_json(tmp_path: Path) -> None:
 
 def test_large_ratios_have_no_decimals() -> None:
     assert show_ratio((105.4, 120.0, 99.0)) == "105 x (99 to 120)"
+
+
+def test_the_ratio_of_one_repetition_has_no_spread() -> None:
+    assert show_ratio((3.75,)) == "3.75 x"
 
 
 def test_subjects_take_turns() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from common.config import CONFIGS, load
 from common.errors import ConfigError
+from services.control.bench.peers import HOME
 from services.control.targets import check_target
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def collect(
     repeat: Repeat = 5,
     profile: Profile = False,
     json: Json = None,
-    home: Home = Path("~/.cache/headrace/peers"),
+    home: Home = HOME,
 ) -> None:
     """Collecting: env-, inference- and replay-servers as processes with the policy in the loop, and no learner.
 
@@ -89,7 +90,7 @@ def train(
     repeat: Repeat = 5,
     profile: Profile = False,
     json: Json = None,
-    home: Home = Path("~/.cache/headrace/peers"),
+    home: Home = HOME,
 ) -> None:
     """Training: the same with the learner, PPO of one epoch, steps counted when they are trained on.
 

@@ -42,13 +42,11 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def ratios(self, row: Row) -> tuple[float, ...]:
-        """Gives our rate over this row's, pair by pair where both ran in turn, else median over median."""
+        """Gives our rate over this row's, repetition by repetition; none of our own row, or where one failed."""
         ours = next(r for r in self.rows if r.name == self.ours)
         if row.name == ours.name or not all(row.rates):
             return ()
-        if len(row.rates) == len(ours.rates):
-            return tuple(a / b for a, b in zip(ours.rates, row.rates, strict=True))
-        return (ours.median / row.median,)
+        return tuple(a / b for a, b in zip(ours.rates, row.rates, strict=True))
 
     @property
     def heads(self) -> tuple[str, str, str, str]:

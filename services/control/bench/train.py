@@ -16,6 +16,7 @@ from common.errors import HeadraceError
 from services.control.bench import peers
 from services.control.bench.collect import (
     DEFAULT,
+    LIMIT,
     TUNED,
     Say,
     check_same,
@@ -28,7 +29,6 @@ from services.control.bench.collect import (
 from services.control.bench.report import Report
 from services.control.bench.subjects import rate, step_infer_learn
 
-LIMIT = "limit, no messages"
 WARM_SHARE = 0.2
 LOG_S = 0.05
 COLUMNS = ("seconds", "trained_steps", "steps")
