@@ -614,7 +614,7 @@ async def test_bytes_and_requests_are_counted_on_both_sides(bench: Bench, ipc: s
     assert bench.count(server, "requests_parked") == 0
 
 
-async def test_an_address_in_use_is_a_config_error(bench: Bench, ipc: str) -> None:
+async def test_an_address_in_use_is_a_config_error(bench: Bench) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
