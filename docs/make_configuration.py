@@ -47,7 +47,11 @@ are read by the services that use them alone: there it ends the job soon after t
 RULES = """\
 ## Rules between keys
 
-- Each name in `rollout.tables`, and `learner.table`, must be a key of `replay.tables`.
+- Each name in `rollout.tables` must be a key of `replay.tables`, and `learner.table` one of these names. Nobody draws
+  from a table that is neither that nor `learner.replayed.table`: it may not be a `fifo` of `rollout.tables`, nor have
+  `samples_per_insert`.
+- What a table of its kind does not look at must stay at its default: `alpha` wants `prioritized`, `n_step`, `discount`
+  and `reward_clip` transitions, `period` and `burn_in` a `sequence`, and all of a ring's keys another kind than `fifo`.
 - A `fifo` table with `replay.max_policy_lag` 0 wants `learner.batch` 0: a batch is one unroll of each live group.
 - A `fifo` table with `replay.max_policy_lag` above 0 wants `learner.batch` between 1 and the table's `capacity`.
 - Another table wants `learner.batch` between 1 and the table's `capacity`, and refuses `samples_per_insert` with an
@@ -58,7 +62,9 @@ RULES = """\
 - `learner.replayed.table` names a table of kind `unrolls` among `rollout.tables`, beside an asynchronous `fifo` one.
   Stored steps are of any age: of the built-in algorithms `impala` and `laser` take them.
 - `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or a table that is no
-  `fifo`.
+  `fifo`. There may be as many replay-servers as groups: `env.servers` times `env.groups`.
+- `learner.per_request` above 1 wants a table that is no `fifo`.
+- `her.k` above 0 wants transitions of one step without `reward_clip`, and `algorithm.reward`.
 - `learner.replicas` above 1 wants a `fifo` table, an `env.envs` that is a multiple of it, and `learner.device` `cpu` or
   `cuda`.
 - `inference.hold_back` above 0 wants, with a `fifo` table, a `replay.max_policy_lag` that leaves room for the versions
