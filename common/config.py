@@ -244,12 +244,12 @@ class Config(Section):
             self._check_mix()
         if self.inference.hold_back and tables[self.learner.table].kind == "fifo":
             self._check_hold_back()
-        if self.synchronous:
-            self._check_synchronous()
-            return self
         table, batch = tables[self.learner.table], self.learner.batch
         if table.kind == "fifo" and (n := self.learner.per_request) > 1:
             raise ConfigError(f"learner.per_request={n}: a fifo table has nothing to draw", "set it to 1")
+        if self.synchronous:
+            self._check_synchronous()
+            return self
         if not 1 <= batch <= table.capacity:
             what = "unrolls" if table.kind == "fifo" else "transitions"
             text = f"learner.batch={batch} is no number of {what} to draw from table {self.learner.table!r}"

@@ -177,6 +177,7 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
         {"replay": {"max_policy_lag": 4}, "learner": {"batch": 4, "per_request": 2}},
         r"learner\.per_request=2: a fifo table has nothing to draw.*set it to 1",
     ),
+    ({"learner": {"per_request": 2}}, r"learner\.per_request=2: a fifo table has nothing to draw.*set it to 1"),
     (
         {"replay": {"servers": 5, "max_policy_lag": 4}, "env": {"servers": 2}, "learner": {"batch": 4}},
         r"replay\.servers=5 would deadlock: 4 groups send to as many.*set it to 4, or env\.groups to 3",
