@@ -20,6 +20,12 @@ from jobs import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULES = [
+    rule
+    for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+]
 READY_S = 30.0
 
 

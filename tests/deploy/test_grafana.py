@@ -17,7 +17,7 @@ import pytest
 import yaml
 from jobs import Job, until
 from prometheus_client import CollectorRegistry
-from scraping import PROMETHEUS, ROOT, ask, prometheus, tool
+from scraping import ROOT, RULES, ask, prometheus, tool
 
 from common import metrics
 
@@ -29,12 +29,6 @@ EXPRESSIONS = {
     for panel in page["panels"]
     for target in panel["targets"]
 }
-RULES = [
-    rule
-    for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
-    for group in yaml.safe_load(path.read_text())["groups"]
-    for rule in group["rules"]
-]
 # What Grafana 11.6 says a dashboard is, from its own types.
 SCHEMA = ["@grafana/schema@11.6.16", "ts-json-schema-generator@2.4.0", "ajv@8.17.1"]
 TYPES = """

@@ -16,18 +16,12 @@ from typing import Any
 
 import pytest
 import yaml
-from scraping import PROMETHEUS, ROOT, alertmanager, ask, prometheus, tool
+from scraping import PROMETHEUS, ROOT, RULES, alertmanager, ask, prometheus, tool
 
 from common.config import Config
 from common.metrics import LearnerMetrics
 from common.service import make_context, serve_http
 
-RULES = [
-    rule
-    for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
-    for group in yaml.safe_load(path.read_text())["groups"]
-    for rule in group["rules"]
-]
 ALERTS = [rule for rule in RULES if "alert" in rule]
 
 
