@@ -56,9 +56,7 @@ def fetch(url: str) -> str | None:
 class Stack:
     """One compose project."""
 
-    def __init__(
-        self, engine: docker.DockerClient, project: str, overrides: str = "", config: str = "", file: str = ""
-    ) -> None:
+    def __init__(self, engine: docker.DockerClient, project: str, overrides: str = "", file: str = "") -> None:
         self.engine = engine
         self.project = project
         self.prometheus_port = free_port()
@@ -69,8 +67,6 @@ class Stack:
             "PROMETHEUS_PORT": f"127.0.0.1:{self.prometheus_port}",
             "GRAFANA_PORT": f"127.0.0.1:{free_port()}",
         }
-        if config:
-            self.environ["JOB_CONFIG"] = config
         if file:
             self.environ["COMPOSE_FILE"] = f"docker-compose.yml:{file}"
 
@@ -181,11 +177,10 @@ def stack(
     project: str,
     services: Sequence[str] = JOB,
     overrides: str = "",
-    config: str = "",
     file: str = "",
 ) -> Iterator[Stack]:
     """Brings a project up, with an override `file`; whatever is left of it at the end, volumes too, is removed."""
-    made = Stack(engine, project, overrides, config, file)
+    made = Stack(engine, project, overrides, file)
     made.down()
     try:
         made.up(services)
