@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.errors import ConfigError
+from common.errors import ConfigError, HeadraceError
 
 _TENSOR = "@tensor"
 
@@ -45,12 +45,20 @@ class Checkpoints:
         return ordinal
 
     def save(self, state: Mapping[str, Any], updates: int, best: bool) -> None:
-        """Writes a checkpoint; a crash leaves the ones before it as they were."""
+        """Writes a checkpoint; a crash leaves the ones before it as they were. HeadraceError where it cannot."""
         name = f"{updates:09d}"
-        partial, final = self._dir / f".{name}.partial", self._dir / name
+        partial = self._dir / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self._save(state, name, partial, best)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # what others may need, on a full disk
+            text = f"no checkpoint after update {updates}: {error}"
+            raise HeadraceError(text, "make room there; the run goes on from the one before") from error
+
+    def _save(self, state: Mapping[str, Any], name: str, partial: Path, best: bool) -> None:
+        final, tensors = self._dir / name, dict[str, torch.Tensor]()
         partial.mkdir()
-        tensors: dict[str, torch.Tensor] = {}
         (partial / "state.json").write_text(json.dumps(_lift(state, "", tensors)))
         save_file(tensors, partial / "model.safetensors")
         for path in (*partial.iterdir(), partial):

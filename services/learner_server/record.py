@@ -15,7 +15,7 @@ from common.metrics import LearnerMetrics
 from common.service import Context
 from common.types import EnvSpec
 from services.learner_server.checkpoint import Checkpoints
-from services.learner_server.logger import Logger
+from services.learner_server.logs.logger import Logger
 from services.learner_server.tally import Tally
 from services.learner_server.trainer import Trainer, Update
 
@@ -68,21 +68,17 @@ class Record:
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint, and the best one too if it is; raises HeadraceError where it cannot."""
         self._saved = time.monotonic()
-        best = self.tally.episode_return > self._best
-        if best:
-            self._best = self.tally.episode_return
+        reached = self.tally.episode_return
+        best = reached if reached > self._best else self._best
         state = {
             "protocol": PROTOCOL,
             "env": trainer.env.to_wire(),
             "trainer": trainer.state_dict(),
             "tally": self.tally.state_dict(),
-            "best": self._best if math.isfinite(self._best) else None,
+            "best": best if math.isfinite(best) else None,
         }
-        try:
-            self.checkpoints.save(state, trainer.updates, best)
-        except OSError as error:
-            text = f"no checkpoint after update {trainer.updates}: {error}"
-            raise HeadraceError(text, "make room there; the run goes on from the one before") from error
+        self.checkpoints.save(state, trainer.updates, best > self._best)
+        self._best = best
         self.metrics.checkpoints.inc()
         row = {name: f"{value:.4g}" for name, value in self._row(trainer.updates).items()}
         log.info("checkpoint: %s", ", ".join(f"{name} {value}" for name, value in row.items()))
@@ -128,7 +124,10 @@ class Record:
 
     def _log(self, updates: int) -> None:
         self._logged = time.monotonic()
-        self._logger.write(self._row(updates), self._scalars)
+        try:
+            self._logger.write(self._row(updates), self._scalars)
+        except OSError as error:
+            self._context.health.say(f"no row in progress.csv or TensorBoard: {error} (make room there)")
         disk = shutil.disk_usage(self._run_dir)
         self.metrics.disk_free.set(disk.free)
         self.metrics.disk_size.set(disk.total)

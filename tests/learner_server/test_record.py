@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from full_disk import files_of_at_most
 
 from common.config import validate
+from common.errors import HeadraceError
 from common.service import make_context
 from common.types import ActionSpec, ArraySpec, EnvSpec
 from services.learner_server.checkpoint import find
@@ -42,3 +45,17 @@ def test_the_best_is_the_checkpoint_of_the_highest_return_in_earlier_lives_too(t
     assert find(tmp_path, "best").name == "000000002"
     save(resumed, trainer, 5, 4.0)
     assert find(tmp_path, "best").name == "000000005"
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_room_and_the_best_may_come_later(tmp_path: Path) -> None:
+    record, trainer = Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 1)
+    save(record, trainer, 1, 1.0)
+    tensors = (find(tmp_path) / "model.safetensors").stat().st_size
+    with (
+        files_of_at_most(tensors - 1),
+        pytest.raises(HeadraceError, match=r"no checkpoint after update 2: .*make room"),
+    ):
+        save(record, trainer, 2, 3.0)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"000000001", "latest", "best"}
+    save(record, trainer, 3, 2.0)
+    assert find(tmp_path, "best").name == "000000003"
