@@ -88,8 +88,12 @@ class Checkpoints:
 
 def claim(run_dir: Path) -> TextIO:
     """Makes a run's directory this process's for as long as the file given is open; raises ConfigError if it is not."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir / "lock").open("w")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / "lock").open("w")
+    except OSError as error:
+        text = f"the run directory {run_dir} cannot be written: {error.strerror}"
+        raise ConfigError(text, "set --run-dir to a directory that you may write in") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

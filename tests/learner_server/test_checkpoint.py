@@ -94,3 +94,11 @@ def test_a_run_directory_is_one_learners_at_a_time(tmp_path: Path) -> None:
     with claim(tmp_path / "run"), pytest.raises(ConfigError, match=r"another learner writes to .*run.*stop it"):
         claim(tmp_path / "run")
     claim(tmp_path / "run").close()
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"the run directory .*file/run cannot be written: Not a directory .*--run-dir"
+    ):
+        claim(tmp_path / "file" / "run")
