@@ -34,12 +34,20 @@ class RunDir:
         self._before: dict[str, str] = {}
 
     def __enter__(self) -> Self:
+        try:
+            self._prepare()
+        except ConfigError:
+            if self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        return self
+
+    def _prepare(self) -> None:
         with _writing(str(self.path)):
             files = [self.path / name for name in _OWN]
             self._before = {file.name: file.read_text() for file in files if file.exists()}
             _write(self.path / "config.yaml", self._config.to_yaml())
             (self.path / "result.json").unlink(missing_ok=True)
-        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self.begun or (error is None and (self.path / "result.json").exists()):
@@ -93,14 +101,18 @@ def _free_dir(config: Config) -> Path:
 
 
 def _writing(where: str) -> AbstractContextManager[None]:
-    return writing(f"run.dir={where!r} cannot take the run", "set run.dir to a directory that you may write in")
+    return writing(f"run.dir={where!r} cannot take the run", "set run.dir to a directory with room where you may write")
 
 
 def _write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _word(section: Mapping[str, Any]) -> str:

@@ -26,4 +26,6 @@ def writing(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{what}: {error.filename}: {error.strerror}", remedy) from None
+        # A write that fails does not know its file's name.
+        where = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(f"{what}: {where}{error.strerror}", remedy) from None

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from full_disk import files_of_at_most
 
 from common.config import load
 from common.errors import ConfigError, HeadraceError
@@ -152,3 +153,19 @@ def test_a_place_that_cannot_take_a_run_is_named(tmp_path: Path, name: tuple[str
     config = load(None, [f"run.dir={tmp_path}/file", *name], {})
     with pytest.raises(ConfigError, match=r"run\.dir='.*/file' cannot take the run: .*Not a directory"):
         new_run(config)
+
+
+@pytest.mark.parametrize("name", [(), ("run.name=mine",)])
+def test_a_disk_without_room_for_a_start_is_named_and_keeps_nothing_of_it(
+    tmp_path: Path, name: tuple[str, ...]
+) -> None:
+    run = new_run(load(None, [f"run.dir={tmp_path}", *name], {}))
+    with files_of_at_most(10), pytest.raises(ConfigError, match=r"cannot take the run: File too large .*with room"):
+        start(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_a_resume_leaves_the_run_as_it_was(tmp_path: Path, old_run: dict[str, str]) -> None:
+    with files_of_at_most(10), pytest.raises(ConfigError, match="File too large"):
+        start(RunDir(tmp_path, load(None, ["learner.lr=0.5"], {})))
+    assert contents(tmp_path) == old_run
