@@ -22,6 +22,7 @@ from common.rl.registry import make_actor
 from common.types import EnvSpec
 from services.control.extras import require
 from services.control.stepping import step_rows
+from services.control.targets import writing
 from services.env_server.backends import Backend, make_backend
 from services.learner_server.checkpoint import find, load_state
 
@@ -149,12 +150,15 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     finally:
         backend.close()
     report = evaluation.report()
-    (run / "evaluation.json").write_text(json.dumps({"checkpoint": path.name, "seed": seed} | report, indent=2) + "\n")
     console.print(
         f"[bold]return {report['mean']:.1f} ± {report['std']:.1f}[/]  min {report['min']:.1f}  max {report['max']:.1f}"
         f"  over {episodes} episodes of {report['mean_length']:.1f} steps  [dim](checkpoint {path.name})[/]",
         highlight=False,
     )
+    # After it was said: episodes may take hours, and the run may be another user's.
+    with writing(f"{run} cannot take evaluation.json", "copy the run to where there is room and you may write"):
+        text = json.dumps({"checkpoint": path.name, "seed": seed} | report, indent=2)
+        (run / "evaluation.json").write_text(text + "\n")
     console.print(f"wrote {run / 'evaluation.json'}", highlight=False, soft_wrap=True)
     if video:
         steps = write_video(policy, config, run / "video.mp4", seed)

@@ -15,8 +15,11 @@ from jobs import Job
 from common.config import CONFIGS, EnvConfig, load
 from common.errors import ConfigError
 from common.rl.policy import build_policy
+from common.service import make_context
 from services.control.evaluate import Evaluation, Player, check_video, evaluate_run, play, quotas, write_video
 from services.env_server.backends import make_backend
+from services.learner_server.record import Record
+from services.learner_server.trainer import Trainer
 
 COUNTDOWN = """
 import itertools
@@ -123,6 +126,17 @@ def test_a_package_that_drawing_needs_is_named_before_the_episodes(monkeypatch: 
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(ConfigError, match=r"draws no pictures here: pygame is not installed"):
         check_video(load("configs/cartpole_ppo.yaml", (), {}))
+
+
+def test_an_evaluation_that_cannot_be_kept_was_said_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(None, ["network.hidden=[4]"], {})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    spec = make_backend(config.env, 1).spec
+    Record(make_context(config, "learner"), tmp_path).save(Trainer(config, spec, 1))
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot take evaluation\.json: .*Is a directory .*copy the run"):
+        evaluate_run(tmp_path, episodes=2, video=False, seed=1, checkpoint="latest")
+    assert "over 2 episodes" in capsys.readouterr().out
 
 
 async def test_several_agents_are_trained_and_evaluated(tmp_path: Path) -> None:
