@@ -28,7 +28,16 @@ MAX_ENVS = 1 << 43  # of a job: their numbers are part of what their noise is ma
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 3e-4 is a number, as in YAML 1.2; in YAML 1.1 it is text."""
+    """YAML 1.2 in two ways: 3e-4 is a number (1.1: text), and a key that comes twice an error (1.1: the last wins)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        for at, key in enumerate(keys):
+            if key in keys[:at]:
+                mark = node.value[at][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"key {key[1]!r} comes twice", problem_mark=mark)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -349,7 +358,7 @@ def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
     """Turns `a.b` and a YAML value into {"a": {"b": value}}."""
     try:
         tree = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 13th month, or a number of 5,000 digits
         raise ConfigError(f"{source}: {value!r} is not YAML", "quote it") from error
     for part in reversed(dotted.split(".")):
         tree = {part: tree}
@@ -364,7 +373,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no config file {path}", nearest(str(path), others) if others else "check the path"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "mend the file") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "name a file that can be read") from error

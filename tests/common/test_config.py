@@ -92,6 +92,8 @@ WRONG = [
     (["learner.lr"], r"override 'learner\.lr' is not key=value"),
     (["=3"], r"override '=3' is not key=value"),
     (["learner.lr=[1,"], r"override 'learner\.lr=\[1,': '\[1,' is not YAML"),
+    (["run.name=2026-13-01"], r"override 'run\.name=2026-13-01': '2026-13-01' is not YAML \(quote it\)"),
+    (["env.kwargs={size: 3, size: 4}"], r"override 'env\.kwargs={size: 3, size: 4}': .* is not YAML"),
 ]
 
 
@@ -123,6 +125,9 @@ def test_a_key_like_none_gets_the_list_of_keys() -> None:
     [
         ("- a\n- b\n", "holds list, not a mapping"),
         ("a: [1\n", "is not YAML"),
+        ("run: {name: 2026-13-01}\n", "is not YAML: month must be in"),
+        ("env: {groups: 1}\nenv: {envs: 2}\n", r"is not YAML: key 'env' comes twice\n.* line 2, column 1"),
+        ("env:\n  envs: 1\n  envs: 2\n", r"is not YAML: key 'envs' comes twice\n.* line 3, column 3"),
         ("learner:\n", "learner=None"),
         ("1: 2\n", "1"),
     ],
@@ -130,6 +135,12 @@ def test_a_key_like_none_gets_the_list_of_keys() -> None:
 def test_a_file_that_is_no_overlay_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(overlay(tmp_path, text), (), {})
+
+
+def test_a_key_that_takes_over_a_merged_one_comes_once(tmp_path: Path) -> None:
+    text = "run: &run {seed: 2, dir: there}\nenv: {kwargs: {<<: *run, seed: 3}}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    assert load(tmp_path / "job.yaml", (), {}).env.kwargs == {"seed": 3, "dir": "there"}
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
