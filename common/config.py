@@ -402,9 +402,12 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> argparse.
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like learner.lr=3e-4")
     a = parser.parse_args(argv)
     a.config = load(a.config, a.overrides)
+    last = max(1, MAX_ENVS // (a.config.env.groups * a.config.env.envs))
+    for option in ("index", "restarts", "earlier_lives"):
+        if not 0 <= (n := getattr(a, option) or 0) < last:
+            raise ConfigError(f"--{option.replace('_', '-')} {n} is out of range", f"set it between 0 and {last - 1}")
     # Two env-servers started by hand must not share a name, environment ids and seeds: addresses tell the others apart.
     alone = role == "env" and a.index is None
-    last = MAX_ENVS // (a.config.env.groups * a.config.env.envs)
     a.index = random.SystemRandom().randrange(min(1 << 20, last // 2), min(1 << 30, last)) if alone else a.index or 0
     a.name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
     return a

@@ -282,6 +282,14 @@ def test_env_servers_by_hand_differ_and_the_others_are_number_0() -> None:
     assert service_arguments("replay", []).name == ""
 
 
+@pytest.mark.parametrize("argument", ["--index=-1", "--index=9999999999999", "--restarts=-1", "--earlier-lives=-1"])
+def test_a_service_counts_from_0(argument: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{argument.replace('=', ' ')} is out of range \(set it between 0 and \d+\)"
+    ):
+        service_arguments("env", [argument])
+
+
 def test_wrong_arguments_of_a_service_are_said_by_argparse(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         service_arguments("env", ["--conf", "x"])
