@@ -37,8 +37,8 @@ Addresses = Callable[[], Awaitable[list[str]]]
 
 def named(targets: Sequence[str]) -> Addresses:
     """Gives the addresses behind `targets`, URLs or host names; a name stands for all that it resolves to."""
-    parts = [urlsplit(target if "//" in target else f"//{target}") for target in targets]
     try:
+        parts = [urlsplit(target if "//" in target else f"//{target}") for target in targets]
         places = [(part.hostname, part.port or PORT) for part in parts]
     except ValueError as error:
         raise ConfigError(f"--targets {','.join(targets)}: {error}", "write http://host:port") from None

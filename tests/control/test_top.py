@@ -97,7 +97,7 @@ async def test_a_target_may_be_a_name_without_a_port() -> None:
     assert await named(["no-such-host.invalid"])() == []
 
 
-@pytest.mark.parametrize("target", ["http://:9400", "localhost:http"])
+@pytest.mark.parametrize("target", ["http://:9400", "localhost:http", "http://["])
 def test_a_target_that_is_none_is_refused(target: str) -> None:
     with pytest.raises(ConfigError, match="--targets"):
         named([target])
