@@ -15,6 +15,7 @@ from typing import Any, Self
 from common.config import Config
 from common.errors import ConfigError
 from services.control.targets import writing
+from services.learner_server.lock import claim
 
 _OWN = ("config.yaml", "result.json")
 
@@ -43,6 +44,9 @@ class RunDir:
         return self
 
     def _prepare(self) -> None:
+        if (self.path / "lock").exists():
+            # Before its files are touched: what is put back later would be older than what its job wrote meanwhile.
+            claim(self.path).close()
         with _writing(str(self.path)):
             files = [self.path / name for name in _OWN]
             self._before = {file.name: file.read_text() for file in files if file.exists()}

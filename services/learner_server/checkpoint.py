@@ -6,13 +6,12 @@ A checkpoint is a directory, `checkpoints/<updates>/`, with `model.safetensors` 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -84,22 +83,6 @@ class Checkpoints:
         for path in by_age[: -self._keep]:
             if path.name not in kept:
                 shutil.rmtree(path)
-
-
-def claim(run_dir: Path) -> TextIO:
-    """Makes a run's directory this process's for as long as the file given is open; raises ConfigError if it is not."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / "lock").open("w")
-    except OSError as error:
-        text = f"the run directory {run_dir} cannot be written: {error.strerror}"
-        raise ConfigError(text, "set --run-dir to a directory that you may write in") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(f"another learner writes to {run_dir}", "stop it, or choose another run.name") from None
-    return lock
 
 
 def find(run_dir: Path, which: str = "latest") -> Path:

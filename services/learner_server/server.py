@@ -17,8 +17,8 @@ from common.rl.algorithms.base import NonFiniteUpdate
 from common.service import Context, connect, first_welcome
 from common.transport.client import Client
 from common.types import Arrays, EnvSpec
-from services.learner_server.checkpoint import claim
 from services.learner_server.feed import Draw, Feed
+from services.learner_server.lock import claim
 from services.learner_server.record import Record
 from services.learner_server.replicas.group import Replicas
 from services.learner_server.staging import mix, split, stage

@@ -14,6 +14,7 @@ from services.control.board import Board, ProcessState
 from services.control.readings import Reading
 from services.control.run_dir import RunDir, new_run
 from services.control.train import _run
+from services.learner_server.lock import claim
 
 
 def start(run: RunDir, error: Exception | None = None) -> None:
@@ -93,6 +94,14 @@ def test_a_resume_that_comes_to_nothing_leaves_the_run_as_it_was(
     except HeadraceError:
         pass
     assert contents(tmp_path) == old_run
+
+
+def test_a_run_that_another_job_trains_is_refused_before_its_files_are_touched(
+    tmp_path: Path, old_run: dict[str, str]
+) -> None:
+    with claim(tmp_path), pytest.raises(ConfigError, match="another learner writes to"):
+        start(RunDir(tmp_path, load(None, ["learner.lr=0.5"], {})))
+    assert contents(tmp_path) == old_run | {"lock": ""}
 
 
 @pytest.mark.parametrize("error", [HeadraceError("crashed five times"), None])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from services.learner_server.checkpoint import Checkpoints, claim, find, load_state
+from services.learner_server.checkpoint import Checkpoints, find, load_state
+from services.learner_server.lock import claim
 
 
 def state(n: int) -> dict[str, object]:
