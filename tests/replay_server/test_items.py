@@ -74,9 +74,9 @@ def returns(table: RingTable) -> dict[float, tuple[float, float, float]]:
 def test_n_step_returns_end_with_their_episode() -> None:
     reward = np.array([[1, 8], [2, 8], [4, 8], [8, 8]], np.float32)
     ended = np.array([[0, 1], [1, 0], [0, 0], [0, 0]], np.bool_)
-    total, last, closed = n_step(reward, ended, 3, 0.5)
+    total, count, closed = n_step(reward, ended, 3, 0.5)
     np.testing.assert_array_equal(total, [[2, 8], [2, 14], [8, 12], [8, 8]])
-    np.testing.assert_array_equal(last, [[1, 0], [1, 3], [3, 3], [3, 3]])
+    np.testing.assert_array_equal(count, [[2, 1], [1, 3], [2, 2], [1, 1]])
     np.testing.assert_array_equal(closed, [[1, 1], [1, 0], [0, 0], [0, 0]])
 
 

@@ -18,18 +18,17 @@ Complete = tuple[np.ndarray, np.ndarray | None]
 
 
 def n_step(reward: np.ndarray, ended: np.ndarray, n: int, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives for each step of [W, B] the discounted sum of n rewards, float32, fewer where the episode `ended`; the row
-    of the last one; and whether it ended there (Sutton, 1988)."""
+    """Gives for each step of [W, B] the discounted sum of n rewards, float32, fewer where the episode `ended`; how many
+    these are; and whether it ended with them (Sutton, 1988)."""
     steps = len(reward)
-    total, closed = reward.astype(np.float32), ended.copy()
-    last = np.repeat(np.arange(steps)[:, None], reward.shape[1], axis=1)
+    total, closed, count = reward.astype(np.float32), ended.copy(), np.ones(reward.shape, np.int64)
     for i in range(1, min(n, steps)):
         goes_on = ~closed[: steps - i]
         # Not a product: what is not finite in the next episode would come through.
         total[: steps - i] += np.float32(discount**i) * np.where(goes_on, reward[i:], np.float32(0))
-        last[: steps - i] += goes_on
+        count[: steps - i] += goes_on
         closed[: steps - i] |= ended[i:]
-    return total, last, closed
+    return total, count, closed
 
 
 class Transitions:
@@ -48,7 +47,7 @@ class Transitions:
         self.tables: Arrays = {"reward": self._reward, "factor": self._factor, "following": self.following}
 
     def complete(self, ids: np.ndarray, number: int, memory: Arrays) -> Complete:
-        storage, steps, n = self._storage, self._storage.steps, self._n
+        storage, steps, n, columns = self._storage, self._storage.steps, self._n, len(ids)
         ids = ids + np.arange(storage.unroll)[:, None]
         done = np.zeros(ids.shape, np.bool_)
         if memory:
@@ -56,24 +55,27 @@ class Transitions:
             ids, done = np.concatenate([memory["ids"], ids]), np.concatenate([memory["done"], done])
         position = ids % storage.capacity
         reward, ended = steps["reward"].take(position).clip(-self._clip, self._clip), steps["ended"].take(position)
-        total, last, closed = n_step(reward, ended, n, self._discount)
+        total, count, closed = n_step(reward, ended, n, self._discount)
         reached = np.arange(len(ids))[:, None] + n + self._estimates <= len(ids)
-        whole = (closed | reached) & storage.has(ids)
-        t, column = np.nonzero(whole)
-        here, end = position[t, column], last[t, column]
-        final = position[end, column]
-        self._reward[here] = total[t, column]
-        self._factor[here] = (self._discount ** np.arange(n + 1))[end - t + 1] * ~steps["terminated"][final]
+        whole = (closed | reached) & steps["valid"].take(position) & (ids >= storage.oldest)
+        # By their places in what is flattened: an index for each axis costs several times as much.
+        place = np.flatnonzero(whole)
+        here, taken = position.take(place), count.take(place)
+        end = place + (taken - 1) * columns
+        final = position.take(end)
+        self._reward[here] = total.take(place)
+        self._factor[here] = (self._discount ** np.arange(n + 1)).take(taken) * ~steps["terminated"].take(final)
         self.following[here] = storage.following(final)
         memory["ids"], memory["done"] = ids[-n:].copy(), (done | whole)[-n:]
-        new = ~done[t, column]
-        here, end, column = here[new], end[new], column[new]
+        new = ~done.take(place)
+        here, end = here[new], end[new]
         if not self._estimates:
             return here, None
-        bootstrap = steps["extras.q_bootstrap"][position[np.minimum(end + 1, len(ids) - 1), column]]
+        # An item whose last step is the newest one here has ended.
+        bootstrap = steps["extras.q_bootstrap"].take(position.take(np.minimum(end + columns, position.size - 1)))
         # Past an episode's end the actor saw the next one: it never valued a truncated one's last observation.
         beyond = np.where(self._factor[here] == 0, 0.0, np.nan)
-        value = np.where(ended[end, column], beyond, self._factor[here] * bootstrap.astype(np.float64))
+        value = np.where(ended.take(end), beyond, self._factor[here] * bootstrap.astype(np.float64))
         return here, np.abs(self._reward[here] + value - steps["extras.q_taken"][here])
 
     def gather(self, positions: np.ndarray, random: np.random.Generator) -> Arrays:
