@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 _OUTSIDE_GREY = 127
 _SLOTS = ("health", *ITEMS)
 # How bright red, green and blue are, in 65536ths.
-_LUMA = np.array([19595, 38470, 7471], np.float32)
+_RED, _GREEN, _BLUE = np.array([19595, 38470, 7471], np.float32)
 
 
 @cache
@@ -52,7 +52,7 @@ class Painter:
         self._item_part = (slice(middle, bottom), columns)
         self._cells = _cell_pictures(texture, self._unit)
         self._by_day = self._cells.astype(np.float64)
-        self._by_night = _dusk(self._cells)
+        self._by_night = np.ascontiguousarray(_dusk(self._cells.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0))
         self._items = _item_pictures(texture, self._unit, view[0])
         self._item_numbers = np.zeros((view[1] - self._grid[1], view[0]), np.intp)
         # A slot's pictures follow one another by amount; a slot for nothing shows the first, which is black.
@@ -69,7 +69,9 @@ class Painter:
         if light < 0.5:
             part = frame[self._world_part]
             self._place(part, self._cells[numbers])
-            part[:] = self._night(world.random, part, light, player.sleeping)
+            planes = np.ascontiguousarray(part.transpose(2, 0, 1))
+            for channel, plane in enumerate(self._night(world.random, planes, light, player.sleeping)):
+                part[..., channel] = plane
         else:
             used = np.flatnonzero(np.bincount(numbers.ravel()))
             lit = np.empty_like(self._cells)
@@ -85,16 +87,21 @@ class Painter:
 
     def _day(self, used: np.ndarray, light: float, sleeping: bool) -> np.ndarray:
         lit = light * self._by_day[used] + (1 - light) * self._by_night[used]
-        return _asleep(lit.astype(np.uint8)) if sleeping else lit
+        return _asleep(lit.astype(np.uint8).transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0) if sleeping else lit
 
     def _night(self, random: np.random.RandomState, plain: np.ndarray, light: float, sleeping: bool) -> np.ndarray:
-        height, width, channels = plain.shape
-        # Drawn once for each pixel, column by column.
-        noise = np.repeat(random.uniform(32, 127, (width, height)).T, channels).reshape(plain.shape)
+        _, height, width = plain.shape
         mask = 2 * (0.5 - light) * self._vignette
-        noisy = (1 - mask) * plain + mask * noise
-        lit = light * plain + (1 - light) * _dusk(noisy.astype(np.uint8))
+        noisy = (1 - mask) * plain
+        # Drawn once for each pixel, column by column.
+        mask *= random.uniform(32, 127, (width, height)).T
+        noisy += mask
+        lit = light * plain
+        lit += (1 - light) * _dusk(noisy.astype(np.uint8))
         return _asleep(lit.astype(np.uint8)) if sleeping else lit
+
+
+# Colours come first below: [3, ...], since numpy is slow over a last axis of three.
 
 
 def _dusk(pictures: np.ndarray) -> np.ndarray:
@@ -106,28 +113,29 @@ def _asleep(pictures: np.ndarray) -> np.ndarray:
 
 
 def _greyed(pictures: np.ndarray, colour: float) -> np.ndarray:
-    """Gives pictures [..., 3] uint8 with a part of their colour, rounded as Pillow rounds it, in single precision."""
-    plain = pictures.astype(np.float32)
+    """Gives pictures [3, ...] uint8 with a part of their colour, rounded as Pillow rounds it, in single precision."""
+    mixed = pictures.astype(np.float32)
+    red, green, blue = mixed
     # Integers below 2 ** 24, so exact.
-    grey = np.floor((plain @ _LUMA + np.float32(0x8000)) / np.float32(0x10000))
-    grey = np.repeat(grey, 3).reshape(pictures.shape)
-    mixed: np.ndarray = grey + np.float32(colour) * (plain - grey)
+    grey = np.floor((_RED * red + _GREEN * green + _BLUE * blue + np.float32(0x8000)) / np.float32(0x10000))
+    mixed -= grey
+    mixed *= np.float32(colour)
+    mixed += grey
     return mixed.astype(np.uint8)
 
 
 def _tinted(pictures: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    # Whole rows of pixels at a time: numpy is slow over a last axis of three.
-    row = np.tile(0.5 * np.array(colour), pictures.shape[-2])
-    tinted = (0.5 * pictures).reshape(*pictures.shape[:-2], -1)
-    tinted += row
-    return tinted.reshape(pictures.shape)
+    tinted = 0.5 * pictures
+    for channel, tint in zip(tinted, colour, strict=True):
+        channel += 0.5 * tint
+    return tinted
 
 
 def _vignette(width: int, height: int) -> np.ndarray:
-    """Gives how far towards the edge a pixel lies, for each channel [height, width, 3]: 0 in the middle, near 1 in the
-    corners."""
+    """Gives how far towards the edge a pixel [height, width] lies: 0 in the middle, near 1 in the corners."""
     xs, ys = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    return np.repeat(1 - np.exp(-0.5 * (xs**2 + ys**2) / 0.5**2), 3).reshape(height, width, 3)
+    vignette: np.ndarray = 1 - np.exp(-0.5 * (xs**2 + ys**2) / 0.5**2)
+    return vignette
 
 
 def _cell_pictures(texture: GetTexture, unit: Pair) -> np.ndarray:
