@@ -68,25 +68,25 @@ class Painter:
         frame.fill(0)
         if light < 0.5:
             part = frame[self._world_part]
-            self._place(part, self._cells[numbers])
+            self._place(part, self._cells.take(numbers, axis=0))
             planes = np.ascontiguousarray(part.transpose(2, 0, 1))
             for channel, plane in enumerate(self._night(world.random, planes, light, player.sleeping)):
                 part[..., channel] = plane
         else:
-            used = np.flatnonzero(np.bincount(numbers.ravel()))
+            (used,) = np.bincount(numbers.ravel()).nonzero()
             lit = np.empty_like(self._cells)
             lit[used] = self._day(used, light, player.sleeping)
-            self._place(frame[self._world_part], lit[numbers])
+            self._place(frame[self._world_part], lit.take(numbers, axis=0))
         amounts = [player.body.health, *player.items]
         np.add(self._slots, amounts, out=self._item_numbers.ravel()[: len(amounts)])
-        self._place(frame[self._item_part], self._items[self._item_numbers])
+        self._place(frame[self._item_part], self._items.take(self._item_numbers, axis=0))
 
     def _place(self, part: np.ndarray, pictures: np.ndarray) -> None:
         rows, columns, high, wide, _ = pictures.shape
         part.reshape(rows, high, columns, wide, 3)[:] = pictures.swapaxes(1, 2)
 
     def _day(self, used: np.ndarray, light: float, sleeping: bool) -> np.ndarray:
-        lit = light * self._by_day[used] + (1 - light) * self._by_night[used]
+        lit = light * self._by_day.take(used, axis=0) + (1 - light) * self._by_night.take(used, axis=0)
         return _asleep(lit.astype(np.uint8).transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0) if sleeping else lit
 
     def _night(self, random: np.random.RandomState, plain: np.ndarray, light: float, sleeping: bool) -> np.ndarray:
