@@ -141,7 +141,7 @@ class Learner:
     async def _end(self, trainer: Trainer, outcome: str | None) -> None:
         # First: a learner that is killed from here on leaves a job that is as good as finished.
         await asyncio.get_running_loop().run_in_executor(self._pool, self.replicas.compare, trainer)
-        self._record.save(trainer)
+        await self._save(trainer)
         if outcome is not None:
             for shard in self._shards:
                 finish = shard.request(Finish(_goal(outcome)))
@@ -150,11 +150,22 @@ class Learner:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
                 else:
                     self._tally.merge(finished.arrays)
-            self._record.save(trainer)
+            await self._save(trainer)
         self._record.finish(outcome or "stopped", trainer.updates)
         if outcome is not None:
             await self._dismiss(outcome)
         self._pool.shutdown()
+
+    async def _save(self, trainer: Trainer) -> None:
+        """Saves what the job ends with; where there is no room it waits for some, or to be told to stop."""
+        while True:
+            try:
+                return self._record.save(trainer)
+            except HeadraceError as error:
+                if self._context.stopping.is_set():
+                    raise
+                self._context.health.say(str(error))
+                await self._or_stop(asyncio.sleep(2.0))
 
     async def _dismiss(self, outcome: str) -> None:
         self._weights.server.finish(_goal(outcome))

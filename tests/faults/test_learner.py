@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import zmq
 from jobs import Job, Service, by_hand, short_dir, until, write_config
+
+from services.learner_server.checkpoint import find
 
 BASE: dict[str, Any] = {
     "env": {"id": "paced:cartpole", "groups": 2, "envs": 4},
@@ -70,6 +73,22 @@ async def test_the_time_limit_holds_while_no_batch_comes(tmp_path: Path) -> None
             assert await services["learner"].ended(30) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["outcome"] == "seconds"
+
+
+async def test_a_job_that_ends_on_a_full_disk_waits_for_room_and_keeps_what_it_ends_with(tmp_path: Path) -> None:
+    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with short_dir() as sockets:
+        tree = BASE | net(sockets) | {"network": {"name": "mlp", "hidden": [64, 64]}, "stop": {"seconds": 6.0}}
+        with by_hand(write_config(tmp_path / "config.yaml", tree), run) as services:
+            learner = services["learner"]
+            await until(lambda: (run / "progress.csv").exists(), "training")
+            resource.prlimit(learner.process.pid, resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            await until(lambda: "no checkpoint after update" in learner.text(), "the end without room")
+            assert not (run / "checkpoints" / "latest").exists()
+            resource.prlimit(learner.process.pid, resource.RLIMIT_FSIZE, limits)
+            assert await learner.ended(60) == 0, learner.text()
+    result = json.loads((run / "result.json").read_text())
+    assert (result["outcome"], int(find(run).name)) == ("seconds", result["updates"])
 
 
 async def test_a_learner_that_comes_back_after_the_end_when_its_replay_server_has_gone_ends_the_others(
