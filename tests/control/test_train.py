@@ -93,7 +93,10 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_goes_on_from_it(tmp_path: Pat
 @pytest.mark.parametrize("engine", ["local", "inline"])
 def test_a_terminal_that_closes_stops_a_job_with_a_checkpoint(tmp_path: Path, engine: str) -> None:
     run = tmp_path / "job"
+    # Under nohup it is ignored here, and would be by the job.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     job = start(tmp_path, *ENDLESS, "learner.log_s=0.1", "--engine", engine)
+    signal.signal(signal.SIGHUP, before)
     until((run / "progress.csv").exists, job, "the learner makes an update")
     job.send_signal(signal.SIGHUP)
     assert "SIGHUP: stopping after a checkpoint; Ctrl-C stops at once" in finish(job)
