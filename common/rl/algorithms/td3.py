@@ -30,7 +30,7 @@ from common.rl.action_noise import (
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
-from common.rl.critics import Body, bounds_of, critics_of, feed_forward
+from common.rl.critics import Body, bounds_of, critics_of, feed_forward, least
 from common.rl.heads import torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
 from common.rl.replayed import Transitions, importance
@@ -149,7 +149,7 @@ class _DeterministicPolicyGradient:
             normal = torch.special.ndtri(self._critics.uniforms(*action.shape))
             limit = config.smoothing_clip
             action = (action + (config.smoothing * normal).clamp_(-limit, limit)).clamp_(-1.0, 1.0)
-        value: Tensor = target(target.features(after), action).squeeze(-1).amin(0)
+        value = least(target(target.features(after), action).squeeze(-1))
         return batch.reward + batch.discount * value
 
     def acting(self, steps: int, progress: float) -> dict[str, float]:

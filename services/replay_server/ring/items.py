@@ -57,7 +57,7 @@ class Transitions:
         reward, ended = steps["reward"].take(position).clip(-self._clip, self._clip), steps["ended"].take(position)
         total, count, closed = n_step(reward, ended, n, self._discount)
         reached = np.arange(len(ids))[:, None] + n + self._estimates <= len(ids)
-        whole = (closed | reached) & steps["valid"].take(position) & (ids >= storage.oldest)
+        whole = (closed | reached) & storage.has(ids)
         # By their places in what is flattened: an index for each axis costs several times as much.
         place = np.flatnonzero(whole)
         here, taken = position.take(place), count.take(place)
