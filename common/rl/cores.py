@@ -42,11 +42,10 @@ def _kept(first: Tensor | None, state: State) -> State:
 class LSTM(nn.Module):
     """Long short-term memory (Hochreiter and Schmidhuber 1997); its state is (h, c)."""
 
-    names = ("h", "c")
-
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, width: int, size: int, owner: str = "") -> None:
         super().__init__()
         self.size = size
+        self.names = (f"{owner}h", f"{owner}c")
         # Gates lie as input, forget, output, cell: one sigmoid serves the first three.
         self.input = orthogonal(nn.Linear(width, 4 * size), 1.0)
         self.recurrent = orthogonal(nn.Linear(size, 4 * size, bias=False), 1.0)
@@ -68,11 +67,10 @@ class LSTM(nn.Module):
 class GRU(nn.Module):
     """A gated recurrent unit (Cho et al. 2014), reset gate after the product, as cuDNN has it; its state is (h,)."""
 
-    names = ("h",)
-
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, width: int, size: int, owner: str = "") -> None:
         super().__init__()
         self.size = size
+        self.names = (f"{owner}h",)
         # Gates lie as reset, update, candidate.
         self.input = orthogonal(nn.Linear(width, 3 * size), 1.0)
         self.recurrent = orthogonal(nn.Linear(size, 3 * size), 1.0)
@@ -94,9 +92,12 @@ class GRU(nn.Module):
 Core = LSTM | GRU
 
 
-def core_of(width: int, lstm: int, gru: int) -> Core | None:
-    """Builds the core whose size is not 0, over features [N, width]; None where neither is."""
-    return LSTM(width, lstm) if lstm else GRU(width, gru) if gru else None
+def core_of(width: int, lstm: int, gru: int, owner: str = "") -> Core | None:
+    """Builds the core whose size is not 0, over features [N, width]; None where neither is.
+
+    `owner` is what the names of its state begin with, for a second core beside one without.
+    """
+    return LSTM(width, lstm, owner) if lstm else GRU(width, gru, owner) if gru else None
 
 
 def state_specs(core: Core | None) -> tuple[ArraySpec, ...]:

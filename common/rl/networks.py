@@ -61,7 +61,9 @@ class NetworkConfig(BaseModel):
     )
     lstm: int = Field(0, ge=0, description="hidden size of the LSTM after the encoders; 0: none")
     gru: int = Field(0, ge=0, description="hidden size of a GRU, in place of the LSTM; 0: none")
-    shared: bool = Field(False, description="actor and critic share their encoders; always so with an LSTM or GRU")
+    shared: bool | None = Field(
+        None, description="actor and critic share encoders and core; null: with an LSTM or GRU they do, else not"
+    )
     last_action: bool = Field(False, description="the last action joins the features, one-hot or scaled to ±1")
     last_reward: bool = Field(False, description="the last reward joins the features, cut to ±1")
     action_mask: str = Field("", description="the observation that says which choices are allowed; empty: none")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.errors import ConfigError, nearest
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.batch import Batch
-from common.rl.cores import State, core_of, state_specs, stepped
+from common.rl.cores import Core, State, core_of, state_specs, stepped
 from common.rl.distributions import Distribution
 from common.rl.encoders import MLP, orthogonal
 from common.rl.heads import Head, torch_dtype
@@ -28,7 +28,7 @@ from common.types import ArraySpec, EnvSpec, PolicySpec
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a policy says of an unroll: π over the first T rows, V of all T + 1, and the core's state after each."""
+    """What a policy says of an unroll: π over the first T rows, V of all T + 1, the state after each of V's core."""
 
     distribution: Distribution
     values: Tensor
@@ -37,6 +37,14 @@ class Outputs:
 
 def _flat(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.flatten(0, 1) for name, x in rows.items()}
+
+
+def _through(core: Core | None, features: Tensor, batch: Batch) -> tuple[Tensor, State | None]:
+    """Gives features [T, B, F] after a core's pass over an unroll, and its state after each row."""
+    if core is None:
+        return features, None
+    hidden = core.unroll(features, batch.first, tuple(batch.state[name] for name in core.names))
+    return hidden[0], hidden
 
 
 class Policy(Actor):
@@ -60,6 +68,7 @@ class Policy(Actor):
         self.last = LastStep(env.action, config.last_action, config.last_reward) if told else None
         width = width_of(self.actor, self.inputs) + (self.last.width if self.last is not None else 0)
         self.core = core_of(width, config.lstm, config.gru)
+        self.critic_core = None if self.critic is None else core_of(width, config.lstm, config.gru, "critic_")
         features = width if self.core is None else self.core.size
         sizes = self.head.sizes
         self.pi = orthogonal(nn.Linear(features, sizes.outputs), 0.01)
@@ -71,7 +80,8 @@ class Policy(Actor):
     def _build_trunks(self, config: NetworkConfig, observations: tuple[ArraySpec, ...]) -> None:
         self.inputs = Inputs(observations, config)
         self.actor = Trunk(self.inputs, config)
-        shared = config.shared or config.lstm or config.gru
+        recurrent = bool(config.lstm or config.gru)
+        shared = recurrent if config.shared is None else config.shared
         self.critic = None if shared else Trunk(self.inputs, config)
 
     def _describe(self) -> PolicySpec:
@@ -79,7 +89,7 @@ class Policy(Actor):
         if self._ships_parameters:
             extras.append(ArraySpec("parameters", "<f4", (self.head.sizes.parameters,)))
         carried = () if self.last is None else self.last.state
-        return PolicySpec(tuple(extras), (*state_specs(self.core), *carried))
+        return PolicySpec(tuple(extras), (*state_specs(self.core), *state_specs(self.critic_core), *carried))
 
     @property
     def recurrent(self) -> bool:
@@ -111,8 +121,11 @@ class Policy(Actor):
 
     def act(self, seen: Seen, greedy: bool = False) -> Acted:
         last = None if self.last is None else self.last.of_step(seen)
-        features = self._features(self.actor, self.inputs(seen.observation), last)
-        features, state = stepped(self.core, features, seen.first, seen.state)
+        inputs = self.inputs(seen.observation)
+        features, state = stepped(self.core, self._features(self.actor, inputs, last), seen.first, seen.state)
+        if self.critic is not None and self.critic_core is not None:
+            valued = self._features(self.critic, inputs, last)
+            state |= stepped(self.critic_core, valued, seen.first, seen.state)[1]
         distribution = self._distribution(features, seen.observation)
         action = (distribution.mode() if greedy else distribution.sample(seen.noise)).to(self._action_dtype)
         if self.last is not None and self.last.code is not None:
@@ -138,12 +151,11 @@ class Policy(Actor):
         shape = batch.first.shape
         rows = _flat(self.rows(batch))
         inputs, last = self.inputs(rows), rows.get(LAST)
-        features = self._features(self.actor, inputs, last).reshape(*shape, -1)
-        hidden = None
-        if self.core is not None:
-            hidden = self.core.unroll(features, batch.first, tuple(batch.state[name] for name in self.core.names))
-            features = hidden[0]
-        seen = features if self.critic is None else self._features(self.critic, inputs, last).reshape(*shape, -1)
+        features, hidden = _through(self.core, self._features(self.actor, inputs, last).reshape(*shape, -1), batch)
+        seen = features
+        if self.critic is not None:
+            valued = self._features(self.critic, inputs, last).reshape(*shape, -1)
+            seen, hidden = _through(self.critic_core, valued, batch)
         acted = {name: x[:-1] for name, x in batch.observation.items()}
         return Outputs(self._distribution(features[:-1], acted), self._values(seen), hidden)
 
@@ -153,10 +165,11 @@ class Policy(Actor):
             return None
         inputs = self.inputs(batch.final)
         last = None if self.last is None else self.last.of_final(batch)
-        features = self._features(self.actor if self.critic is None else self.critic, inputs, last)
-        if self.core is not None and outputs.hidden is not None:
+        trunk, core = (self.actor, self.core) if self.critic is None else (self.critic, self.critic_core)
+        features = self._features(trunk, inputs, last)
+        if core is not None and outputs.hidden is not None:
             before = tuple(x.flatten(0, 1)[batch.final_index] for x in outputs.hidden)
-            features = self.core.step(features, None, before)[0]
+            features = core.step(features, None, before)[0]
         return self._values(features)
 
     def behaviour(self, extras: Mapping[str, Tensor]) -> Distribution:

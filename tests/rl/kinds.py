@@ -24,6 +24,8 @@ KINDS: dict[str, tuple[dict[str, Any], EnvSpec]] = {
     "normalized": ({"normalize_observations": True, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
     "lstm": ({"lstm": 8, "popart": True}, EnvSpec("a", (VECTOR,), DISCRETE)),
     "gru": ({"gru": 8}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "lstm apart": ({"lstm": 8, "shared": False}, EnvSpec("a", (VECTOR,), DISCRETE)),
+    "told gru apart": ({"gru": 4, "shared": False, "last_action": True}, EnvSpec("a", (VECTOR,), BOX)),
     "impala": (
         {"name": "impala_resnet", "lstm": 8, "last_action": True, "last_reward": True},
         EnvSpec("a", (ArraySpec("pixels", "|u1", (2, 12, 12)),), DISCRETE),

@@ -128,6 +128,7 @@ def test_the_spec_names_extras_and_recurrent_state() -> None:
     assert built("lstm").spec.extras == (ArraySpec("log_prob", "<f4", ()),)
     assert built("lstm").spec.state == (ArraySpec("h", "<f4", (8,)), ArraySpec("c", "<f4", (8,)))
     assert built("gru").spec.state == (ArraySpec("h", "<f4", (8,)),)
+    assert [spec.name for spec in built("lstm apart").spec.state] == ["h", "c", "critic_h", "critic_c"]
     assert built("told").spec.state == (ArraySpec("last_action", "<i8", (1, 2)),)
     extras = built("mixed", parameters=True).spec.extras
     assert extras[1] == ArraySpec("parameters", "<f4", (3 + 4 + 2 + 2,))
@@ -147,7 +148,32 @@ def test_acting_does_not_run_a_separate_critic() -> None:
     assert acted(policy, {"obs": torch.randn(2, 4)}, torch.rand(2, 1)).action.shape == (2,)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "told box"])
+def test_a_critic_apart_has_a_core_whose_state_acting_carries(record: Record) -> None:
+    policy = built("lstm apart")
+    batch = recorded(policy, record, steps=9)
+    hidden = policy.unroll(batch).hidden
+    state = batch.state
+    for t, row in enumerate(hidden[0]):
+        told = {"obs": batch.observation["obs"][t]}
+        state = policy.act(Seen(told, batch.first[t], torch.zeros(5), state, torch.rand(5, 1), torch.arange(5))).state
+        torch.testing.assert_close(state["critic_h"], row)
+        assert not torch.equal(state["critic_h"], state["h"])
+
+
+def test_actor_and_critic_apart_have_no_weight_in_common(record: Record) -> None:
+    policy = built("lstm apart")
+    batch = recorded(policy, record)
+    outputs = policy.unroll(batch)
+    parts = {}
+    for name, of in {"pi": outputs.distribution.entropy().sum(), "v": outputs.values.sum()}.items():
+        policy.zero_grad()
+        of.backward(retain_graph=True)
+        parts[name] = {key for key, weight in policy.named_parameters() if weight.grad is not None}
+    assert not parts["pi"] & parts["v"]
+    assert parts["pi"] | parts["v"] == {key for key, _ in policy.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "told box", "lstm apart", "told gru apart"])
 def test_values_of_final_observations_continue_the_state_of_their_column(kind: str, record: Record) -> None:
     policy = built(kind)
     arrays = record(policy, policy.env, 6, 3, seed=2)
