@@ -40,6 +40,7 @@ def check_job(config: Config) -> None:
     if (model := settings_model(config.algorithm)) is not None:
         settings = read_settings(model, options, "algorithm")
         check_schedules(settings, config.stop)
+        _check_importance(settings, table, config.stop)
         if table.burn_in > (own := getattr(settings, "burn_in", 0)):
             text = f"replay.tables.{name}.burn_in={table.burn_in} keeps back what algorithm.burn_in={own} learns from"
             raise ConfigError(text, f"set it to {own}")
@@ -47,10 +48,23 @@ def check_job(config: Config) -> None:
 
 def check_schedules(settings: BaseModel, stop: StopConfig) -> None:
     """Raises ConfigError where something is to fall with the job's budget, and there is none: it would never move."""
-    if stop.steps or stop.frames or stop.seconds:
+    if _has_budget(stop):
         return
     for key, value, instead in _falling(settings, "algorithm"):
         raise ConfigError(f"{key}={value} has no end to fall to", f"set stop.steps, frames or seconds, or {instead}")
+
+
+def _check_importance(settings: BaseModel, table: TableConfig, stop: StopConfig) -> None:
+    # What trains on sequences keeps its exponent; where all items are as likely, the weights are 1 whatever it is.
+    rises = table.kind == "prioritized" and not table.sequence
+    start = getattr(settings, "importance", 1.0)
+    if rises and start < 1.0 and not _has_budget(stop):
+        text = f"algorithm.importance={start} has no end at which it would be 1"
+        raise ConfigError(text, "set stop.steps, frames or seconds, or algorithm.importance to 1")
+
+
+def _has_budget(stop: StopConfig) -> bool:
+    return bool(stop.steps or stop.frames or stop.seconds)
 
 
 def _falling(settings: BaseModel, section: str) -> Iterator[tuple[str, object, str]]:

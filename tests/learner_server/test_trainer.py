@@ -205,7 +205,19 @@ def test_a_clip_that_would_never_fall_is_refused_at_start() -> None:
 
 @pytest.mark.parametrize("epsilon", [{"steps": 10}, {"actors": 4}, {"start": 0.1, "end": 0.1}])
 def test_exploration_that_needs_no_budget_is_taken_without_one(epsilon: dict[str, Any]) -> None:
-    trainer(**PRIORITIZED | {"algorithm": {"name": "dqn", "epsilon": epsilon}, "stop": {}})
+    trainer(**PRIORITIZED | {"algorithm": {"name": "dqn", "epsilon": epsilon, "importance": 1.0}, "stop": {}})
+
+
+@pytest.mark.parametrize("algorithm", [{"name": "dqn", "epsilon": {"steps": 10}}, {"name": "sac", "importance": 0.4}])
+def test_importance_that_would_never_rise_is_refused_at_start(algorithm: dict[str, Any]) -> None:
+    job = PRIORITIZED | {"algorithm": algorithm, "stop": {"episode_return": 1.0}}
+    text = r"algorithm\.importance=0\.4 has no end at which .*set stop\.steps, .* or algorithm\.importance to 1\)"
+    with pytest.raises(ConfigError, match=text):
+        trainer(**job)
+    trainer(**job | {"algorithm": {**algorithm, "importance": 1.0}})
+    trainer(**job | {"stop": {"seconds": 9}})
+    # Every item is as likely: the weights are 1, whatever their exponent.
+    trainer(**job | {"replay": {"tables": {"experience": {"kind": "uniform", "capacity": 100}}}})
 
 
 def test_a_table_that_keeps_back_more_than_the_burn_in_is_refused_at_start() -> None:
