@@ -60,7 +60,8 @@ RULES = """\
 - `n_step` above 1 wants `discount`, and `sequence` a `period` that is a multiple of `rollout.unroll`. Sequences, and
   transitions of n steps, want a `capacity` in which one fits for each environment.
 - `learner.replayed.table` names a table of kind `unrolls` among `rollout.tables`, beside an asynchronous `fifo` one.
-  Stored steps are of any age: of the built-in algorithms `impala` and `laser` take them.
+  Stored steps are of any age: of the built-in algorithms `impala` and `laser` take them, while their `vtrace` or
+  `trust_region` is on.
 - `learner.publish_every` and `replay.servers` above 1 want `replay.max_policy_lag` above 0, or a table that is no
   `fifo`. There may be as many replay-servers as groups: `env.servers` times `env.groups`.
 - `learner.per_request` above 1 wants a table that is no `fifo`.

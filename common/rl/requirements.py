@@ -39,6 +39,9 @@ def check_job(config: Config) -> None:
     check_hindsight_reward(name, table.her.k, options)
     if (model := settings_model(config.algorithm)) is not None:
         settings = read_settings(model, options, "algorithm")
+        if mixed and not getattr(settings, "vtrace", True) and not getattr(settings, "trust_region", None):
+            text = f"learner.replayed.table={mixed!r} mixes in steps of any age: algorithm.vtrace=false corrects no age"
+            raise ConfigError(text, "leave it empty, or set algorithm.vtrace to true")
         check_schedules(settings, config.stop)
         _check_importance(settings, table, config.stop)
         if table.burn_in > (own := getattr(settings, "burn_in", 0)):

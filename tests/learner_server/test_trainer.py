@@ -154,20 +154,33 @@ def test_a_table_that_an_algorithm_cannot_train_from_is_refused_at_start() -> No
         trainer(algorithm={"name": f"{__name__}:Careful", "boldness": 1})
 
 
+MIXED: dict[str, Any] = {
+    "rollout": {"tables": ["experience", "stored"]},
+    "replay": {
+        "max_policy_lag": 5,
+        "tables": {"experience": {"kind": "fifo"}, "stored": {"kind": "unrolls", "capacity": 1000}},
+    },
+    "learner": {"batch": 1, "replayed": {"table": "stored"}},
+}
+
+
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo", "appo", "impala", "laser"])
 def test_stored_unrolls_are_mixed_in_only_where_the_algorithm_corrects_for_their_age(algorithm: str) -> None:
-    tables = {"experience": {"kind": "fifo"}, "stored": {"kind": "unrolls", "capacity": 1000}}
-    job = {
-        "algorithm": {"name": algorithm},
-        "rollout": {"tables": [*tables]},
-        "replay": {"max_policy_lag": 5, "tables": tables},
-        "learner": {"batch": 1, "replayed": {"table": "stored"}},
-    }
+    job = MIXED | {"algorithm": {"name": algorithm}}
     if algorithm in ("impala", "laser"):
         assert trainer(**job).updates == 0
         return
     with pytest.raises(ConfigError, match=rf"learner\.replayed\.table='stored' .*{algorithm.upper()}.*to laser or"):
         trainer(**job)
+
+
+@pytest.mark.parametrize("section", [{"name": "impala"}, {"name": "laser", "trust_region": None}])
+def test_stored_unrolls_are_not_mixed_in_where_the_correction_is_switched_off(section: dict[str, Any]) -> None:
+    text = r"learner\.replayed\.table='stored' .*algorithm\.vtrace=false .*set algorithm\.vtrace to true"
+    with pytest.raises(ConfigError, match=text):
+        trainer(**MIXED | {"algorithm": {**section, "vtrace": False}})
+    # A trust region bounds what no ratio corrects.
+    trainer(**MIXED | {"algorithm": {"name": "laser", "vtrace": False}})
 
 
 @pytest.mark.parametrize("algorithm", ["dqn", "sac"])
