@@ -14,7 +14,7 @@ import pytest
 
 from common.config import EnvConfig
 from common.errors import ConfigError
-from services.env_server.backends import Finals, make_backend
+from services.env_server.backends import Finals, make_backend, voices
 from services.env_server.backends import gymnasium as plain
 from services.env_server.backends.mujoco import MujocoBackend
 
@@ -202,8 +202,10 @@ def test_episodes_start_where_gymnasiums_do(env_id: str) -> None:
 
 
 def test_an_unstable_simulation_starts_over_as_mujoco_has_it_and_says_so_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(voices, "_said", set())
     driven = Driven(native("HalfCheetah-v5", 2))
     driven.backend.simulations.bind("qvel")[1] = 1e12
     with caplog.at_level(logging.INFO, "headrace.env"):

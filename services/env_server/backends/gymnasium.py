@@ -21,6 +21,7 @@ from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.info_mask import InfoMask, hint, refuse
 from services.env_server.backends.spaces import Leaf, Space, action_putter, action_rows, action_spec, observation_leaves
+from services.env_server.backends.voices import take_up
 
 Env = gymnasium.Env[Any, Any]
 
@@ -46,6 +47,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     remedy.
     """
     make, vector = _find(config.id)
+    take_up(config.id)
     extra = {} if render_mode is None else {"render_mode": render_mode}
     with_vector = vector is not None and config.vectorized and render_mode is None and not config.info_mask
     # A vector environment takes Gymnasium's "no limit" for a limit that is always past.

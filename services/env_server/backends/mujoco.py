@@ -26,6 +26,7 @@ from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.gymnasium import frame_skip_of
 from services.env_server.backends.mujoco_tasks import EVERY, TASKS, Simulations, Task
 from services.env_server.backends.spaces import action_putter, action_spec, observation_leaves
+from services.env_server.backends.voices import take_up
 
 log = logging.getLogger("headrace.env")
 
@@ -38,7 +39,6 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     if render_mode is not None:
         return None
     try:
-        mujoco: Any = importlib.import_module("mujoco")
         importlib.import_module("mujoco.batch")
         defaults = _numbers(config.id)
         foreign = ", ".join(sorted(config.kwargs.keys() - defaults.keys() - {"max_episode_steps"}))
@@ -48,8 +48,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     if reason:
         log.info("%s is stepped by Gymnasium, environment by environment, which is slower: %s", config.id, reason)
         return None
-    # MuJoCo's own way is a file in the working directory.
-    mujoco.set_mju_user_warning(_log_warning)
+    take_up(config.id)
     try:
         plain = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs)
         simulator: Any = plain.unwrapped
@@ -72,10 +71,6 @@ def _numbers(env_id: str) -> dict[str, Any]:
     creator = load_env_creator(str(gymnasium.spec(env_id).entry_point))
     parameters = inspect.signature(creator).parameters
     return {name: p.default for name, p in parameters.items() if isinstance(p.default, int | float | tuple)}
-
-
-def _log_warning(message: str) -> None:
-    log.info("MuJoCo: %s", message)
 
 
 class Together:
