@@ -30,6 +30,9 @@ MAX_ENVS = 1 << 43  # of a job: their numbers are part of what their noise is ma
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 in two ways: 3e-4 is a number (1.1: text), and a key that comes twice an error (1.1: the last wins)."""
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        return self.construct_object(node, deep=True)  # not in two passes, which is how a value gets to hold itself
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = [(key.tag, key.value) for key, _ in node.value]
@@ -298,7 +301,7 @@ class Config(Section):
         return self.replay.max_policy_lag == 0 and self.replay.tables[self.learner.table].kind == "fifo"
 
     def to_yaml(self) -> str:
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False)
 
 
 def load(
@@ -358,7 +361,7 @@ def nest(dotted: str, value: str, source: str) -> dict[str, Any]:
     """Turns `a.b` and a YAML value into {"a": {"b": value}}."""
     try:
         tree = yaml.load(value, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 13th month, or a number of 5,000 digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 13th month, or 5,000 digits
         raise ConfigError(f"{source}: {value!r} is not YAML", "quote it") from error
     for part in reversed(dotted.split(".")):
         tree = {part: tree}
@@ -370,10 +373,9 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         others = sorted(str(other) for other in path.parent.glob("*.yaml"))
-        raise ConfigError(
-            f"no config file {path}", nearest(str(path), others) if others else "check the path"
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
+        remedy = nearest(str(path), others) if others else "check the path"
+        raise ConfigError(f"no config file {path}", remedy) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}", "mend the file") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "name a file that can be read") from error

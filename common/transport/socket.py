@@ -40,11 +40,9 @@ _IPC_PATH_BYTES = 100
 def check_address(address: str, net: NetConfig) -> bool:
     """Says whether `address` is to speak CURVE; raises ConfigError for one that would fail later."""
     scheme, _, rest = address.partition("://")
-    if scheme == "inproc" and rest:
-        return False
-    if scheme == "ipc" and rest:
-        if len(rest.encode()) > _IPC_PATH_BYTES:
-            raise ConfigError(f"the ipc path {rest} is longer than {_IPC_PATH_BYTES} bytes", "use a shorter directory")
+    if scheme == "ipc" and len(rest.encode()) > _IPC_PATH_BYTES:
+        raise ConfigError(f"the ipc path {rest} is longer than {_IPC_PATH_BYTES} bytes", "use a shorter directory")
+    if scheme in ("inproc", "ipc") and rest:
         return False
     try:
         url = urlsplit(address)

@@ -126,7 +126,7 @@ def _places(
 
 def overlay_of(config: Config, base: Config) -> dict[str, Any]:
     """Gives what differs from `base`, as the overlay that would make `config` of it."""
-    return _difference(config.model_dump(mode="json"), base.model_dump(mode="json"))
+    return _difference(config.model_dump(), base.model_dump())
 
 
 def _difference(tree: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def test_a_key_like_none_gets_the_list_of_keys() -> None:
         ("- a\n- b\n", "holds list, not a mapping"),
         ("a: [1\n", "is not YAML"),
         ("run: {name: 2026-13-01}\n", "is not YAML: month must be in"),
+        ("a: &x [*x]\n", r"is not YAML: found unconstructable recursive node\n.* line 1, column 4"),
+        ("env: {kwargs: &x {a: *x}}\n", r"is not YAML: found unconstructable recursive node\n.* line 1, column 15"),
+        ("[" * 5000, "is not YAML: maximum recursion depth"),
         ("env: {groups: 1}\nenv: {envs: 2}\n", r"is not YAML: key 'env' comes twice\n.* line 2, column 1"),
         ("env:\n  envs: 1\n  envs: 2\n", r"is not YAML: key 'envs' comes twice\n.* line 3, column 3"),
         ("learner:\n", "learner=None"),
@@ -248,6 +252,13 @@ def test_what_is_written_is_read_back_equal(
     # The defaults of an opaque section lie under it: what a run did not name is theirs.
     again = load(path, (), {})
     assert again == config.model_copy(update={"algorithm": {"name": "ppo", **opaque}, "network": {"name": "mlp"}})
+
+
+def test_arguments_of_an_environment_come_back_as_whatever_yaml_made_of_them(tmp_path: Path) -> None:
+    kwargs = "{since: 2024-01-01, at: 2024-01-01 12:30:00Z, text: '2024-01-01', names: !!set {a}, low: {1: [-.inf, 2]}}"
+    config = load(None, [f"env.kwargs={kwargs}"], {})
+    assert config.env.kwargs["since"] == date(2024, 1, 1)
+    assert load(overlay(tmp_path, config.to_yaml()), (), {}) == config
 
 
 def test_arguments_of_a_service(tmp_path: Path) -> None:
