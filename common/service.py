@@ -165,10 +165,12 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     except HeadraceError as error:
         log.error("error: %s", error)
         return error.exit_code
-    if arguments.announce is not None:
+    if (announce := arguments.announce) is not None:
         host = arguments.config.metrics.host
         here = "127.0.0.1" if host in ("", "0.0.0.0") else host
-        _write_atomically(arguments.announce, f"http://{here}:{http.server_port}")
+        partial = announce.with_suffix(".partial")  # whoever waits for the file reads it whole
+        partial.write_text(f"http://{here}:{http.server_port}")
+        partial.rename(announce)
     try:
         return _run_loop(context, run)
     finally:
@@ -259,9 +261,3 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True).start()
     log.info("metrics on http://%s:%d/metrics", where.host, server.server_port)
     return server
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.rename(path)

@@ -301,6 +301,18 @@ def test_a_service_counts_from_0(argument: str) -> None:
         service_arguments("env", [argument])
 
 
+@pytest.mark.parametrize(("role", "key"), [("inference", "act"), ("replay", "experience")])
+def test_a_service_without_an_address_of_its_own_is_refused(role: str, key: str) -> None:
+    two = f"net.{key}=[tcp://127.0.0.1:1, tcp://127.0.0.1:2]"
+    assert service_arguments(role, ["--index=1", two]).index == 1
+    text = rf"--index 2: net\.{key} has 2 addresses, counted from 0 \(set it below 2\)"
+    with pytest.raises(ConfigError, match=text):
+        service_arguments(role, ["--index=2", two])
+    # Of one address each host may have its own.
+    assert service_arguments(role, ["--index=2"]).index == 2
+    assert service_arguments("env", ["--index=2", two]).index == 2
+
+
 def test_wrong_arguments_of_a_service_are_said_by_argparse(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         service_arguments("env", ["--conf", "x"])
