@@ -180,11 +180,10 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
 
 
 def _run_loop(context: Context, run: Run) -> int:
-    try:
-        import uvloop  # not on every platform
-    except ImportError:
-        factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    else:
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # it is not on every platform
+        import uvloop
+
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(supervise(context, run))

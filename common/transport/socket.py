@@ -110,14 +110,12 @@ class Socket:
                 self._zmq.setsockopt(zmq.RECONNECT_IVL, first)
                 self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
                 self._zmq.connect(address)
-        except ConfigError:
+        except (ConfigError, zmq.ZMQError) as error:
             self.close()
-            raise
-        except zmq.ZMQError as error:
-            self.close()
-            raise ConfigError(
-                f"cannot {'bind' if self._serves else 'connect'} {address}: {error}", "choose another address"
-            ) from error
+            if isinstance(error, ConfigError):
+                raise
+            text = f"cannot {'bind' if self._serves else 'connect'} {address}: {error}"
+            raise ConfigError(text, "choose another address") from error
         self._loop.add_reader(self._fds[0], self._drain)
         self._loop.add_reader(self._fds[1], self._drain_monitor)
         self._loop.call_soon(self._drain)

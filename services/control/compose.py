@@ -14,6 +14,7 @@ from typing import Any
 
 from common.config import Config, NetConfig
 from common.errors import ConfigError
+from services.learner_server.lock import lives
 
 _DEFAULT_NET = NetConfig()
 _SHARED = "/tmp"
@@ -82,8 +83,7 @@ def _check(placed: Config) -> None:
 
 def earlier_lives(run_dir: Path) -> int:
     """Gives the number from which a run's processes count their lives, so that a resumed run draws new seeds."""
-    ordinal = run_dir / "ordinal"
-    return 100 * int(ordinal.read_text()) if ordinal.exists() else 0
+    return 100 * lives(run_dir)
 
 
 def services(config: Config) -> list[tuple[str, str, int]]:

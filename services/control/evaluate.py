@@ -24,7 +24,7 @@ from services.control.extras import require
 from services.control.stepping import step_rows
 from services.control.targets import writing
 from services.env_server.backends import Backend, make_backend
-from services.learner_server.checkpoint import find, load_state
+from services.learner_server.checkpoint import find, load_state, reading
 
 MAX_ENVS = 32
 FRAMES_PER_SECOND = 30
@@ -132,9 +132,11 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     torch.set_num_threads(1)
     path = find(run, checkpoint)
     state = load_state(path)
-    spec = EnvSpec.from_wire(state["env"])
+    with reading(path):
+        spec, weights = EnvSpec.from_wire(state["env"]), state["trainer"]["policy"]
     policy = make_actor(config.algorithm, config.network, spec, config.run.seed)
-    load_policy(policy, state["trainer"]["policy"])
+    with reading(path):
+        load_policy(policy, weights)
     policy.eval()
     console = Console()
     if video:

@@ -40,9 +40,7 @@ class _Buffers:
         self.chosen |= {f"extras.{extra.name}": empty(unroll, extra.shape, extra.dtype) for extra in policy.extras}
         self.first = np.zeros((unroll + 1, num_envs), np.bool_)
         self.reward = np.empty((unroll, num_envs), np.float32)
-        self.terminated = np.empty((unroll, num_envs), np.bool_)
-        self.truncated = np.empty((unroll, num_envs), np.bool_)
-        self.valid = np.empty((unroll, num_envs), np.bool_)
+        self.terminated, self.truncated, self.valid = (empty(unroll, (), "bool") for _ in range(3))
         self.versions = np.empty(unroll, np.int64)
         self.final_index: list[np.ndarray] = []
         self.finals: list[Arrays] = []
@@ -76,11 +74,8 @@ class Rollout:
         self.policy = policy
         self.unroll = unroll
         self.num_envs = num_envs
-        self.steps = 0
-        self.number = 0
-        self._t = 0
-        self._valid_steps = 0
-        self._clock = 0
+        self.steps = self.number = 0
+        self._t = self._valid_steps = self._clock = 0
         self._return = np.zeros(num_envs, np.float64)
         self._started = np.zeros(num_envs, np.int64)
         self._reward_before = np.zeros(num_envs, np.float32)

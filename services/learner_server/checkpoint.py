@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.errors import ConfigError, HeadraceError
+from common.errors import ConfigError, HeadraceError, ProtocolError
+from services.learner_server.lock import lives
 
 _TENSOR = "@tensor"
 
@@ -38,9 +40,8 @@ class Checkpoints:
 
     def next_ordinal(self) -> int:
         """Gives this learner life's number, one more than any before it, once that is safely stored."""
-        path = self._run_dir / "ordinal"
-        ordinal = int(path.read_text()) + 1 if path.exists() else 1
-        _write(path, str(ordinal))
+        ordinal = lives(self._run_dir) + 1
+        _write(self._run_dir / "ordinal", str(ordinal))
         return ordinal
 
     def save(self, state: Mapping[str, Any], updates: int, best: bool) -> None:
@@ -74,8 +75,7 @@ class Checkpoints:
 
     def load_latest(self) -> dict[str, Any] | None:
         """Gives the newest checkpoint's state, or None where there is none."""
-        pointer = self._dir / "latest"
-        return load_state(self._dir / pointer.read_text()) if pointer.exists() else None
+        return load_state(find(self._run_dir)) if (self._dir / "latest").exists() else None
 
     def _prune(self) -> None:
         kept = {(self._dir / pointer).read_text() for pointer in ("latest", "best") if (self._dir / pointer).exists()}
@@ -99,12 +99,20 @@ def find(run_dir: Path, which: str = "latest") -> Path:
 
 def load_state(path: Path) -> dict[str, Any]:
     """Gives the nested state of a checkpoint directory; raises ConfigError where it cannot be read."""
-    try:
+    with reading(path):
         tree: dict[str, Any] = json.loads((path / "state.json").read_text())
         tensors = load_file(path / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"the checkpoint {path} cannot be read: {error}", "restore it, or name another") from error
-    return {name: _lower(value, tensors) for name, value in tree.items()}
+        return {name: _lower(value, tensors) for name, value in tree.items()}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises ConfigError where what is done with the checkpoint's state fails, since it is none that `save` wrote."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, SafetensorError, ProtocolError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"the checkpoint {path} cannot be read: {said}", "restore it, or name another") from error
 
 
 def _lift(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Whose a run's directory is. Without torch: control asks before it starts anything."""
+"""Whose a run's directory is, and has been. Without torch: control asks before it starts anything."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def claim(run_dir: Path) -> TextIO:
         lock.close()
         raise ConfigError(f"another learner writes to {run_dir}", "stop it, or choose another run.name") from None
     return lock
+
+
+def lives(run_dir: Path) -> int:
+    """Gives how many lives of its learner a run has had; raises ConfigError where its file `ordinal` does not say."""
+    path = run_dir / "ordinal"
+    text = path.read_text(errors="replace") if path.exists() else "0"
+    if not text.strip().isdecimal():
+        raise ConfigError(f"{path} holds {text!r:.60}, no count of lives", "write a number above any before: 1000")
+    return int(text)

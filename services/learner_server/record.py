@@ -14,7 +14,7 @@ from common.messages import PROTOCOL
 from common.metrics import LearnerMetrics
 from common.service import Context
 from common.types import EnvSpec
-from services.learner_server.checkpoint import Checkpoints
+from services.learner_server.checkpoint import Checkpoints, find, reading
 from services.learner_server.logs.logger import Logger
 from services.learner_server.tally import Tally
 from services.learner_server.trainer import Trainer, Update
@@ -89,21 +89,21 @@ class Record:
         state = self.checkpoints.load_latest()
         if state is None:
             return
-        if EnvSpec.from_wire(state["env"]) != trainer.env:
-            raise HeadraceError(
-                f"the checkpoint is for {state['env']}, the env-servers run {trainer.env.to_wire()}",
-                "resume with the environment of the run",
-            )
-        trainer.load_state_dict(state["trainer"])
-        self.tally.load_state_dict(state["tally"])
-        self._best = -math.inf if state["best"] is None else state["best"]
+        with reading(find(self._run_dir)):
+            if EnvSpec.from_wire(state["env"]) != trainer.env:
+                text = f"the checkpoint is for {state['env']}, the env-servers run {trainer.env.to_wire()}"
+                raise HeadraceError(text, "resume with the environment of the run")
+            trainer.load_state_dict(state["trainer"])
+            self.tally.load_state_dict(state["tally"])
+            self._best = -math.inf if state["best"] is None else state["best"]
         self._context.health.say(f"resumes after update {trainer.updates}, {self.tally.steps} steps")
 
     def over(self) -> dict[str, Any] | None:
         """Gives the newest checkpoint's state if the job had reached its end in it."""
         state = self.checkpoints.load_latest()
         if state is not None:
-            self.tally.load_state_dict(state["tally"])
+            with reading(find(self._run_dir)):
+                self.tally.load_state_dict(state["tally"])
         return state if self.tally.outcome() else None
 
     def conclude(self) -> str:

@@ -87,10 +87,8 @@ class FifoTable:
         """Raises ProtocolError if the unroll's length is not the table's, which its first unroll set."""
         steps = len(unroll.arrays["reward"])
         if steps != (self._unroll or steps):
-            raise ProtocolError(
-                f"{unroll.slot} sends unrolls of {steps} steps, the table holds unrolls of {self._unroll}",
-                "set the same rollout.unroll for all env-servers",
-            )
+            text = f"{unroll.slot} sends unrolls of {steps} steps, the table holds unrolls of {self._unroll}"
+            raise ProtocolError(text, "set the same rollout.unroll for all env-servers")
 
     def insert(self, unroll: Unroll, token: Any) -> bool:
         """Takes an unroll; False says that it is not stored yet, for want of room."""

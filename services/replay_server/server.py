@@ -108,10 +108,8 @@ class ReplayServer:
             raise ProtocolError(f"{hello.name} says Hello without a spec", "send the environment's spec")
         spec = EnvSpec.from_wire(hello.spec)
         if self._spec is not None and spec != self._spec:
-            raise ProtocolError(
-                f"{hello.name} runs {spec}, {self._spec_of} runs {self._spec}",
-                "run one environment on every env-server",
-            )
+            text = f"{hello.name} runs {spec}, {self._spec_of} runs {self._spec}"
+            raise ProtocolError(text, "run one environment on every env-server")
         self._spec, self._spec_of = spec, hello.name
         for table in self._tables.values():
             for slot, life in hello.streams:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
+from services.control.compose import earlier_lives
 from services.learner_server.checkpoint import Checkpoints, find, load_state
 from services.learner_server.lock import claim
 
@@ -89,6 +90,31 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Pa
         (path / broken).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=rf"the checkpoint {path} cannot be read: .*restore it"):
         load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [("[]", "'list' object has no"), ('{"a": {"@tensor": "gone"}}', "it has no 'gone'"), ("3", "'int' object has no")],
+)
+def test_a_state_that_is_json_but_no_checkpoints_is_an_error_that_names_it(
+    tmp_path: Path, tree: str, said: str
+) -> None:
+    Checkpoints(tmp_path, keep=1).save(state(1), updates=1, best=False)
+    path = find(tmp_path)
+    (path / "state.json").write_text(tree)
+    with pytest.raises(ConfigError, match=rf"the checkpoint {path} cannot be read: {said}.*restore it"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("text", ["", "two", "-3", "1.5", "\x00\x00"])
+def test_an_ordinal_that_is_none_is_an_error_that_names_its_file(tmp_path: Path, text: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / "ordinal").write_text(text)
+    for ask in (checkpoints.next_ordinal, lambda: earlier_lives(tmp_path)):
+        with pytest.raises(ConfigError, match=rf"{tmp_path}/ordinal holds .*write a number"):
+            ask()
+    (tmp_path / "ordinal").write_text("1000\n")
+    assert checkpoints.next_ordinal() == 1001
 
 
 def test_a_run_directory_is_one_learners_at_a_time(tmp_path: Path) -> None:

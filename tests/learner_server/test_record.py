@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from full_disk import files_of_at_most
 
 from common.config import validate
-from common.errors import HeadraceError
+from common.errors import ConfigError, HeadraceError
 from common.service import make_context
 from common.types import ActionSpec, ArraySpec, EnvSpec
 from services.learner_server.checkpoint import find
@@ -59,3 +60,18 @@ def test_a_full_disk_costs_a_checkpoint_and_no_room_and_the_best_may_come_later(
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"000000001", "latest", "best"}
     save(record, trainer, 3, 2.0)
     assert find(tmp_path, "best").name == "000000003"
+
+
+@pytest.mark.parametrize("lacking", ["all", "env", "trainer", "tally", "best"])
+def test_a_checkpoint_that_lacks_what_a_resume_needs_is_an_error_that_names_it(tmp_path: Path, lacking: str) -> None:
+    save(Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 1), 1, 1.0)
+    path = find(tmp_path) / "state.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({key: tree[key] for key in tree if lacking not in (key, "all")}))
+    text = rf"the checkpoint {path.parent} cannot be read: it has no '\w+' \(restore it"
+    resumed = Record(make_context(CONFIG, "learner"), tmp_path)
+    with pytest.raises(ConfigError, match=text):
+        resumed.resume(Trainer(CONFIG, SPEC, 2))
+    if lacking in ("all", "tally"):
+        with pytest.raises(ConfigError, match=text):
+            resumed.over()
