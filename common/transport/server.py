@@ -103,7 +103,7 @@ class Server:
         # Names by life, oldest first.
         self._replaced: dict[int, str] = {}
         self._connections = 0
-        self._met = False
+        self._met = address.startswith("inproc:")  # whose connections are not told of
         self._finished: Finished | None = None
         self._socket = Socket(self._receive, self._connected, self._refused, serves=True)
         self._socket.open(address, net)

@@ -508,6 +508,12 @@ async def test_a_server_is_drained_when_its_clients_have_left(bench: Bench, ipc:
     await asyncio.wait_for(draining, 10.0)
 
 
+async def test_a_server_within_the_process_waits_for_nobody_to_leave(bench: Bench) -> None:
+    server = bench.server("inproc://drained", Desk())
+    await bench.client("inproc://drained", "env-1", life=1).welcome()
+    await asyncio.wait_for(server.drained(30.0), 10.0)
+
+
 async def test_versions_of_the_protocol_that_differ_are_both_named(bench: Bench, ipc: str) -> None:
     bench.server(ipc, Desk())
     client = bench.client(ipc, hello=Hello(PROTOCOL + 1, "env", "env-0", 7))

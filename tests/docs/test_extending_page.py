@@ -39,6 +39,7 @@ def headrace(job: Path, title: str, *more: str) -> str:
     command = [sys.executable, "-m", "services.control.cli", *arguments, *more]
     ran = subprocess.run(command, cwd=job, env=environ, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Warning" not in ran.stderr
     return ran.stdout
 
 
@@ -49,7 +50,7 @@ def test_the_environment_passes_the_check(job: Path) -> None:
 
 
 def test_the_job_is_solved_and_its_policy_walks_straight(job: Path) -> None:
-    headrace(job, "inline", "net.linger_s=0.5")
+    headrace(job, "inline")
     result = json.loads((job / "runs" / "corridor" / "result.json").read_text())
     assert result["outcome"] == "solved"
     headrace(job, "evaluate")
