@@ -21,7 +21,7 @@ from rich.text import Text
 
 from common.config import Config, StopConfig
 from services.control.monitor import ProcessRow, Snapshot
-from services.control.words import UNKNOWN, clock, count, goal, number, sparkline
+from services.control.words import UNKNOWN, clock, count, goal, number, percent, sparkline
 
 LINE_S = 5.0
 CURVE_COLUMNS = 32
@@ -117,7 +117,7 @@ def line(s: Snapshot) -> str:
     """Writes a snapshot as one plain line; what is not well with a process comes last."""
     parts = [
         f"{clock(s.seconds):>6}",
-        f"{s.progress:4.0%}",
+        f"{percent(s.progress):>4}",
         f"return {number(s.episode_return)}",
         f"steps {count(s.steps)} ({count(s.steps_s)}/s, trained {count(s.trained_steps_s)}/s)",
         f"frames {count(s.frames)}",
@@ -156,7 +156,7 @@ def _progress(s: Snapshot) -> RenderableType:
     left = f", {clock(s.eta_s)} left" if s.eta_s is not None else ""
     colour = "green" if s.progress >= 1.0 else "cyan"
     bar = ProgressBar(total=1.0, completed=s.progress, complete_style=colour, finished_style="green")
-    grid.add_row(bar, Text(f"{s.progress:.0%}", style=f"bold {colour}"), f"{clock(s.seconds)}{left}")
+    grid.add_row(bar, Text(percent(s.progress), style=f"bold {colour}"), f"{clock(s.seconds)}{left}")
     return grid
 
 

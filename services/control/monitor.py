@@ -231,6 +231,7 @@ def _describe(state: ProcessState, health: Mapping[str, object], silent_s: float
     waiting_s = float(str(health.get("waiting_s") or 0.0))
     if health.get("waiting_for") and (waiting_s >= SLOW_S or not health.get("ready")):
         # The address says nothing here that the peer's name does not, and it is long.
-        whom = _ADDRESS.sub("", str(health["waiting_for"])).removeprefix("waits for ")
-        return f"waiting {waiting_s:.0f} s for {whom}", False
+        why = _ADDRESS.sub("", str(health["waiting_for"]))
+        why = why.replace("waits for", " for", 1) if why.startswith("waits for ") else f": {why}"
+        return f"waiting {waiting_s:.0f} s{why}", False
     return ("ready", True) if health.get("ready") else ("starting", True)

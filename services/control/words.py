@@ -30,6 +30,11 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def percent(share: float) -> str:
+    """Writes a share done as "99%", rounded down: only what is over is at 100%."""
+    return f"{math.floor(100 * share + 1e-9)}%"
+
+
 def clock(seconds: float | None) -> str:
     """Writes seconds as "7 s", "3 min 07 s" or "2 h 05 min"."""
     if seconds is None:

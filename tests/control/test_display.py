@@ -12,7 +12,7 @@ from common.config import StopConfig, load
 from services.control.display import PlainView, job_of, line, make_view, panel
 from services.control.monitor import ProcessRow, Snapshot
 from services.control.train import summary
-from services.control.words import clock, count, goal, sparkline
+from services.control.words import clock, count, goal, percent, sparkline
 
 JOB = job_of(load(None, ["stop.episode_return=475", "stop.steps=500000"], {}), Path("runs/x"))
 SHOT = Snapshot(
@@ -39,6 +39,10 @@ SHOT = Snapshot(
 )
 
 
+def test_only_what_is_over_is_at_100_percent() -> None:
+    assert [percent(share) for share in (0.0, 0.29, 0.9999, 1.0)] == ["0%", "29%", "99%", "100%"]
+
+
 def plain() -> tuple[PlainView, io.StringIO]:
     out = io.StringIO()
     view = make_view(JOB, Console(file=out, width=60))
@@ -48,7 +52,7 @@ def plain() -> tuple[PlainView, io.StringIO]:
 
 def test_a_plain_line_holds_every_figure_on_one_line() -> None:
     assert line(SHOT) == (
-        "1 min 07 s   49%  return 231.4  steps 87.2k (20.1k/s, trained 19.8k/s)  frames 349k  lag 0  eta 1 min 11 s  "
+        "1 min 07 s   48%  return 231.4  steps 87.2k (20.1k/s, trained 19.8k/s)  frames 349k  lag 0  eta 1 min 11 s  "
         "busiest learner  env-0 died, restarting"
     )
 
@@ -71,7 +75,7 @@ def test_the_panel_shows_goal_figures_and_each_process() -> None:
     text = console.export_text()
     for part in (
         "ppo · CartPole-v1",
-        "49%",
+        "48%",
         "1 min 07 s, 1 min 11 s left",
         "return 475 (now 231.4), at most 500k steps",
         "▁▅█",

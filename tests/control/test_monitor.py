@@ -75,9 +75,12 @@ async def test_states_say_who_waits_for_whom_and_who_died() -> None:
         {}, HEALTHY | {"waiting_for": "waits for the replay-server at ipc:///tmp/x: no room", "waiting_s": 12.4}
     )
     job.says["env-0"] = Reading({}, HEALTHY | {"waiting_for": "actions", "waiting_s": 0.2})
+    job.says["inference-0"] = Reading({}, HEALTHY | {"waiting_for": "lost the learner-server", "waiting_s": 3.0})
+    job.board.processes["inference-0"] = ProcessState("inference-0", "inference", "running")
     job.board.processes["env-1"].phase = "restarting"
     await job.monitor.poll()
     assert states(job) == {
+        "inference-0": ("waiting 3 s: lost the learner-server", False),
         "learner": ("waiting 12 s for the replay-server: no room", False),
         "env-0": ("ready", True),
         "env-1": ("died, restarting", False),
