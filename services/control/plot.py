@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ SIZE, DPI = (10.0, 4.4), 130
 POINTS = 400
 
 
+class NoEpisode(ConfigError):
+    """A run of which there is nothing to draw yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """The mean training return of one run against the steps collected and the seconds trained.
@@ -45,8 +50,11 @@ class Curve:
 
 
 def plot_runs(runs: list[Path], out: Path | None = None) -> Path:
-    """Writes the PNG of one run (RUN/curve.png) or of several together (comparison.png), and gives its path."""
-    curves = [read_curve(run) for run in runs]
+    """Writes the PNG of one run (RUN/curve.png) or of several together (comparison.png), and gives its path.
+
+    A run that has ended no episode yet is left out aloud, where others have.
+    """
+    curves = _curves(runs)
     path = out or (runs[0] / "curve.png" if len(runs) == 1 else Path("comparison.png"))
     check_target("--out", path)
     if path.suffix.lower() != ".png":
@@ -86,10 +94,27 @@ def _draw(by_steps: Any, by_seconds: Any, seeds: list[Curve], colour: str) -> No
     by_steps.plot(steps, returns.mean(0), color=colour, linewidth=1.8)
 
 
+def _curves(runs: list[Path]) -> list[Curve]:
+    curves: list[Curve] = []
+    empty: list[NoEpisode] = []
+    for run in runs:
+        try:
+            curves.append(read_curve(run))
+        except NoEpisode as error:
+            empty.append(error)
+    if not curves:
+        raise empty[0]
+    for none in empty:
+        print(f"left out: {none.message}", file=sys.stderr)
+    return curves
+
+
 def read_curve(run: Path) -> Curve:
-    """Reads a run's progress.csv; raises ConfigError where there is none, or no episode has ended yet."""
+    """Reads a run's progress.csv; raises ConfigError where there is none, NoEpisode where no episode has ended yet."""
     path = run / "progress.csv"
     if not path.exists():
+        if (run / "config.yaml").exists():
+            raise NoEpisode(f"{run} has no finished episode yet", "train on, then plot")
         raise ConfigError(f"{run} has no progress.csv", "name a run's directory, such as one under runs/")
     with path.open(newline="") as lines:
         table = csv.DictReader(lines)
@@ -103,7 +128,7 @@ def read_curve(run: Path) -> Curve:
         except (KeyError, ValueError) as error:
             raise ConfigError(f"{path}, line {table.line_num}: {error}", "mend the line or take it out") from None
     if not rows:
-        raise ConfigError(f"{path} has no finished episode yet", "train on, then plot")
+        raise NoEpisode(f"{run} has no finished episode yet", "train on, then plot")
     steps, seconds, returns = (list(column) for column in zip(*rows, strict=True))
     config = load(run / "config.yaml", (), {}) if (run / "config.yaml").exists() else None
     goal = config.stop.episode_return if config else None

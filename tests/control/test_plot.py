@@ -71,6 +71,16 @@ def test_several_runs_share_one_picture(tmp_path: Path) -> None:
     assert size(out) == (1300, 572)
 
 
+def test_a_run_without_an_episode_yet_is_left_out_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = make_run(tmp_path / "early")
+    (early / "progress.csv").unlink()
+    with pytest.raises(ConfigError, match=r"early has no finished episode yet \(train on, then plot\)"):
+        plot_runs([early])
+    out = tmp_path / "both.png"
+    assert plot_runs([early, make_run(tmp_path / "a")], out) == out
+    assert capsys.readouterr().err == f"left out: {early} has no finished episode yet\n"
+
+
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no progress\.csv"):
         plot_runs([tmp_path])
