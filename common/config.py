@@ -317,7 +317,7 @@ def load(
             merge(tree, nest(dotted, value, source=f"environment variable {key}"))
     for override in overrides:
         dotted, equals, value = override.partition("=")
-        if not equals or not dotted:
+        if not equals or not dotted or not value:
             raise ConfigError(f"override {override!r} is not key=value", "write it like learner.lr=3e-4")
         merge(tree, nest(dotted, value, source=f"override {override!r}"))
     return validate(tree)

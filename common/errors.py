@@ -9,11 +9,11 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Gives the remedy for a name that is not known: the nearest one that is, else all of them."""
     names = list(known)
     leaf = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, names, 1, cutoff) or [n for n in names if n.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(name, names, 1) or [n for n in names if n.rpartition(".")[2] == leaf]
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
 
 

@@ -34,7 +34,8 @@ def check_env(env_id: str, settings: list[str]) -> None:
     """Prints what `headrace check` reports; raises ConfigError where the environment will not run."""
     console = Console()
     config = load(None, [f"env.id={env_id}", *settings]).env
-    single = make_backend(config, 1, at_least=True)
+    with _named(env_id, "constructor"):
+        single = make_backend(config, 1, at_least=True)
     spec = single.spec
     said = run_checker(config)
     table = Table.grid(padding=(0, 2))
@@ -88,10 +89,10 @@ def measure(backend: Backend) -> float:
     rng = np.random.default_rng(0)
     rows = step_rows(backend.spec, n)
     actions = [random_actions(backend.spec.action, n, rng) for _ in range(64)]
-    with _named(backend, "reset"):
+    with _named(backend.spec.id, "reset"):
         backend.reset(0, rows.observation)
     began, steps, turns = time.perf_counter(), 0, 0
-    with _named(backend, "step"):
+    with _named(backend.spec.id, "step"):
         while turns % CHECK_EVERY or time.perf_counter() - began < MEASURE_S:
             backend.step(actions[turns % len(actions)], *rows)
             steps += int(rows.valid.sum())
@@ -103,7 +104,7 @@ def measure(backend: Backend) -> float:
 
 
 @contextmanager
-def _named(backend: Backend, call: str) -> Iterator[None]:
+def _named(env_id: str, call: str) -> Iterator[None]:
     """Makes a ConfigError of what an environment's own code raises, with the place where it did."""
     try:
         yield
@@ -111,7 +112,7 @@ def _named(backend: Backend, call: str) -> Iterator[None]:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"env.id={backend.spec.id!r}: its {call} raises {type(error).__name__}: {error}"
+        text = f"env.id={env_id!r}: its {call} raises {type(error).__name__}: {error}"
         raise ConfigError(f"{text} ({Path(place.filename).name}:{place.lineno})", "mend the environment") from error
 
 

@@ -91,6 +91,7 @@ WRONG = [
     (["learner.optimizer=sgd"], r"learner\.optimizer='sgd': Input should be 'adam' or 'rmsprop'"),
     (["net.experience=[]"], r"net\.experience=\[\]"),
     (["learner.lr"], r"override 'learner\.lr' is not key=value"),
+    (["learner.lr="], r"override 'learner\.lr=' is not key=value"),
     (["=3"], r"override '=3' is not key=value"),
     (["learner.lr=[1,"], r"override 'learner\.lr=\[1,': '\[1,' is not YAML"),
     (["run.name=2026-13-01"], r"override 'run\.name=2026-13-01': '2026-13-01' is not YAML \(quote it\)"),

@@ -145,6 +145,17 @@ def test_check_refuses_an_environment_that_is_not_there() -> None:
     assert said == ["error: env.id='CartPole-v99' is not registered", "remedy: did you mean CartPole-v1?"]
 
 
+def test_check_names_the_line_at_which_an_environment_cannot_be_made() -> None:
+    line = unlicensed.__code__.co_firstlineno + 1
+    said = rf"'{__name__}:unlicensed': its constructor raises ValueError: no licence \(test_cli\.py:{line}\)"
+    with pytest.raises(ConfigError, match=said):
+        check_env(f"{__name__}:unlicensed", [])
+
+
+def unlicensed() -> None:
+    raise ValueError("no licence")
+
+
 def test_check_shows_spec_speed_and_preset() -> None:
     done = headrace("check", "CartPole-v1")
     assert done.returncode == 0

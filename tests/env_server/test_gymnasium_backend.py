@@ -340,6 +340,7 @@ def test_a_registered_id_may_name_the_module_that_registers_it() -> None:
     ("env_id", "said"),
     [
         ("CartPol-v1", r"env.id='CartPol-v1' is not registered \(did you mean CartPole-v1\?\)"),
+        ("corridor.envs", r"'corridor.envs' is not registered \(give a Gymnasium id, .*package.module:factory\)"),
         (f"{HERE}:Maz", r"'Maz' is neither a registered id nor a callable of .* \(did you mean Maze\?\)"),
         ("no_such_module:Maze", r"env.id='no_such_module:Maze' cannot be imported: No module named 'no_such_module'"),
         (f"{HERE}:not_an_env", r"made str, not a gymnasium.Env \(return one from the factory\)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from common.config import EnvConfig
-from common.errors import ConfigError, nearest
+from common.errors import ConfigError
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.info_mask import InfoMask, hint, refuse
@@ -270,15 +271,13 @@ def _find(env_id: str) -> tuple[Callable[..., Env], Callable[..., VectorEnv[Any,
             if not callable(factory):
                 raise ConfigError(
                     f"env.id={env_id!r}: {name!r} is neither a registered id nor a callable of {module}",
-                    nearest(name, [*gymnasium.registry, *vars(found)], cutoff=0.0),
+                    _meant(name, [*gymnasium.registry, *vars(found)]),
                 )
             return factory, None
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error:
-        raise ConfigError(
-            f"env.id={env_id!r} is not registered", nearest(name, gymnasium.registry, cutoff=0.0)
-        ) from None
+        raise ConfigError(f"env.id={env_id!r} is not registered", _meant(name, gymnasium.registry)) from None
 
     def make(**kwargs: Any) -> Env:
         # The checker is a wrapper on every step; what matters of it is checked at the first reset.
@@ -288,6 +287,12 @@ def _find(env_id: str) -> tuple[Callable[..., Env], Callable[..., VectorEnv[Any,
         return gymnasium.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
     return make, vector if spec.vector_entry_point is not None else None
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Gives the remedy for a name that nothing has: the nearest one, or the forms of a name, for there are hundreds."""
+    close = get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]}?" if close else "give a Gymnasium id, module:Id, or package.module:factory"
 
 
 def _register(env_id: str, name: str) -> None:
