@@ -236,8 +236,9 @@ def tune(
 ) -> None:
     """Finds the sizes that collect fastest on this machine: environments, servers of both kinds, groups and unrolls.
 
-    It measures short runs of the job without its learner, says which role is the bottleneck, and writes the job with
-    its new sizes. A synchronous job keeps its steps per batch. Ctrl-C writes the best so far.
+    It measures short runs of the job without its learner, says which role is
+    the bottleneck, and writes the job with its new sizes. A synchronous job
+    keeps its steps per batch. Ctrl-C writes the best so far.
 
     [bold]Examples[/]
 

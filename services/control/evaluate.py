@@ -156,6 +156,7 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
         f"[bold]return {report['mean']:.1f} ± {report['std']:.1f}[/]  min {report['min']:.1f}  max {report['max']:.1f}"
         f"  over {episodes} episodes of {report['mean_length']:.1f} steps  [dim](checkpoint {path.name})[/]",
         highlight=False,
+        soft_wrap=True,
     )
     # After it was said: episodes may take hours, and the run may be another user's.
     with writing(f"{run} cannot take evaluation.json", "copy the run to where there is room and you may write"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def test_an_evaluation_that_cannot_be_kept_was_said_before(tmp_path: Path, capsy
     (tmp_path / "evaluation.json").mkdir()
     with pytest.raises(ConfigError, match=r"cannot take evaluation\.json: .*Is a directory .*copy the run"):
         evaluate_run(tmp_path, episodes=2, video=False, seed=1, checkpoint="latest")
-    assert "over 2 episodes" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert re.search(r"over 2 episodes .*\(checkpoint 000000000\)$", said[0])
 
 
 async def test_several_agents_are_trained_and_evaluated(tmp_path: Path) -> None:

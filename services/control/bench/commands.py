@@ -58,8 +58,9 @@ def collect(
 ) -> None:
     """Collecting: env-, inference- and replay-servers as processes with the policy in the loop, and no learner.
 
-    Unrolls are assembled and inserted into a FIFO table that discards them. The limit steps and infers in one process
-    per core, without messages. Reset steps that are no decisions are not counted. Other libraries stand beside it where
+    Unrolls are assembled and inserted into a FIFO table that discards them. The
+    limit steps and infers in one process per core, without messages. Reset steps
+    that are no decisions are not counted. Other libraries stand beside it where
     `python -m benchmarks.peers install` has put them.
 
     [bold]Examples[/]
