@@ -235,6 +235,8 @@ def test_the_overlay_is_the_job_with_its_new_sizes(tmp_path: Path) -> None:
     path = tmp_path / "tuned.yaml"
     write(tuning, path)
     assert path.read_text() == text
+    tuning.search.rates = {point: [4000.0]}
+    assert "; 1 setting measured" in overlay(tuning)
     assert load(path, (), {}) == at(config, point)
 
 

@@ -189,7 +189,7 @@ def overlay(tuning: Tuning) -> str:
     lines = [
         f"Written by `headrace tune` on {time.strftime('%Y-%m-%d')}, for {machine()}.",
         f"Collecting: {count(rate)} steps/s, {rate / before:.2f} times the {count(before)} of the job as it was; "
-        f"{len(search.rates)} settings measured.",
+        f"{len(search.rates)} setting{'s' if len(search.rates) > 1 else ''} measured.",
         bottleneck(tuning.busy[best]),
         _kept(config),
     ]

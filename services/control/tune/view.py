@@ -30,7 +30,7 @@ class LineView:
 
     def measured(self, tuning: Tuning, point: Point, rate: float) -> None:
         best = tuning.search.best
-        line = f"{tuning.spent:4.0%}  {count(rate):>6} steps/s  {show(point)}"
+        line = f"{min(1.0, tuning.spent):4.0%}  {count(rate):>6} steps/s  {show(point)}"
         self._console.print(line + ("  best" if point == best else ""), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None: ...
