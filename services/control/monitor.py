@@ -164,7 +164,8 @@ class Monitor:
                 "headrace_learner_env_frames",
                 "headrace_learner_trained_steps_total",
             )
-            if (value := total(self._learner.samples, name)) is not None
+            # One that goes on from a checkpoint counts 0 until its first update: what it had before is no growth.
+            if (value := total(self._learner.samples, name))
         }
         point |= {name: value for name in WORK.values() if (value := self._sum(name)) is not None}
         if self._learner.samples.get("headrace_learner_episodes_total"):

@@ -38,15 +38,15 @@ async def test_rates_are_growth_per_second(monkeypatch: pytest.MonkeyPatch) -> N
     job = Job()
     clock = [1000.0]
     monkeypatch.setattr("services.control.monitor.time.monotonic", lambda: clock[0])
-    for steps in (0.0, 300.0, 1200.0):
+    for steps in (100.0, 400.0, 1300.0):
         await job.learner(
             env_steps=steps, env_frames=4 * steps, trained_steps_total=steps / 2, progress_ratio=steps / 4000
         )
         clock[0] += 2.0
     shot = job.monitor.snapshot
-    assert (shot.steps, shot.steps_s, shot.frames_s, shot.trained_steps_s) == (1200.0, 300.0, 1200.0, 150.0)
-    assert shot.progress == pytest.approx(0.3)
-    assert shot.eta_s == pytest.approx(0.7 / 0.075)
+    assert (shot.steps, shot.steps_s, shot.frames_s, shot.trained_steps_s) == (1300.0, 300.0, 1200.0, 150.0)
+    assert shot.progress == pytest.approx(0.325)
+    assert shot.eta_s == pytest.approx(0.675 / 0.075)
 
 
 async def test_a_learner_that_restarts_keeps_its_last_figures_and_never_runs_backwards() -> None:
@@ -58,6 +58,16 @@ async def test_a_learner_that_restarts_keeps_its_last_figures_and_never_runs_bac
     assert job.monitor.snapshot.steps == 500.0
     await job.learner(env_steps=10.0)
     assert job.monitor.snapshot.steps_s == 0.0
+
+
+async def test_what_a_resumed_learner_had_before_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job()
+    clock = [1000.0]
+    monkeypatch.setattr("services.control.monitor.time.monotonic", lambda: clock[0])
+    for steps in (0.0, 60_000.0, 64_000.0):
+        await job.learner(env_steps=steps)
+        clock[0] += 2.0
+    assert job.monitor.snapshot.steps_s == 2000.0
 
 
 async def test_return_is_unknown_until_an_episode_has_ended() -> None:
