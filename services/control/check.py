@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 import traceback
 import warnings
@@ -51,7 +52,8 @@ def check_env(env_id: str, settings: list[str]) -> None:
         table.add_row("speed", f"[bold]{count(measure(backend))}[/] steps/s  [dim]{label}, random actions, one core[/]")
         backend.close()
     table.add_row("checker", "\n".join(said) if said else "[green]passed, nothing to remark[/]")
-    table.add_row("preset", f"{kind_of(spec)}: [bold]headrace train --algo ppo --env {escape(env_id)}[/]")
+    command = shlex.join(["headrace", "train", "--algo", "ppo", "--env", env_id, *settings])
+    table.add_row("preset", f"{kind_of(spec)}: [bold]{escape(command)}[/]")
     console.print(f"[bold green]{escape(env_id)} will run[/]", highlight=False)
     console.print(table, highlight=False)
 

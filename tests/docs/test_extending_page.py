@@ -47,6 +47,7 @@ def test_the_environment_passes_the_check(job: Path) -> None:
     printed = headrace(job, "check")
     assert "corridor.envs:Corridor will run" in printed
     assert "obs: float32[6]" in printed
+    assert "headrace train --algo ppo --env corridor.envs:Corridor 'env.kwargs={length: 6}'" in printed
 
 
 def test_the_job_is_solved_and_its_policy_walks_straight(job: Path) -> None:
