@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from common.codec import Envelope, decode, encode, nbytes
@@ -80,24 +81,14 @@ class _Peer:
 
 
 class Server:
-    """Binds `address` and gives each new request to `handle` as a Ticket, to be answered now or later.
-
-    `gone`, if given, hears of client lives that a newer life of the same name has replaced.
-    """
+    """Binds `address` and gives each new request to `handle` as a Ticket, to be answered now or later."""
 
     def __init__(
-        self,
-        address: str,
-        handle: Callable[[Ticket], None],
-        *,
-        net: NetConfig,
-        metrics: ServiceMetrics,
-        gone: Callable[[Hello], None] | None = None,
+        self, address: str, handle: Callable[[Ticket], None], *, net: NetConfig, metrics: ServiceMetrics
     ) -> None:
         self.address = address
         self.life = new_life()
         self._handle = handle
-        self._gone = gone
         self._metrics = metrics
         self._peers: dict[int, _Peer] = {}
         # Names by life, oldest first.
@@ -112,7 +103,7 @@ class Server:
     def finish(self, reason: str) -> None:
         """Answers every request, parked or to come, with a `finished` Error."""
         self._finished = Finished(reason, "nothing is left to do")
-        for peer in self._peers.values():
+        for peer in list(self._peers.values()):
             for ticket in list(peer.pending.values()):
                 ticket.fail(self._finished)
 
@@ -178,26 +169,27 @@ class Server:
             return
         peer = self._peers.get(hello.life)
         if peer is None:
-            self._replace_earlier_lives(hello)
+            if len(self._peers) >= MAX_CLIENTS:
+                self._forget(min(self._peers, key=lambda life: self._peers[life].heard))
             peer = self._peers[hello.life] = _Peer(hello, identity)
             log.info("%s says Hello", hello.name)
         peer.identity, peer.heard, peer.hello = identity, time.monotonic(), hello
         if 0 not in peer.pending:
             self._dispatch(peer, 0, hello)
 
-    def _replace_earlier_lives(self, hello: Hello) -> None:
-        earlier = [life for life, peer in self._peers.items() if peer.hello.name == hello.name]
-        self._replaced |= dict.fromkeys(earlier, hello.name)
+    def _welcomed(self, hello: Hello) -> None:
+        """Lets a client take the place of those of its name that came before: not sooner, for it may be refused."""
+        for life in takewhile(lambda life: life != hello.life, list(self._peers)):
+            if self._peers[life].hello.name == hello.name:
+                self._replaced[life] = hello.name
+                self._forget(life)
         for life in list(self._replaced)[:-MAX_REPLACED]:
             del self._replaced[life]
-        if len(self._peers) >= MAX_CLIENTS and not earlier:
-            earlier = [min(self._peers, key=lambda life: self._peers[life].heard)]
-        for life in earlier:
-            gone = self._peers.pop(life)
-            self._metrics.parked.dec(len(gone.pending))
-            gone.pending.clear()
-            if self._gone is not None:
-                self._gone(gone.hello)
+
+    def _forget(self, life: int) -> None:
+        gone = self._peers.pop(life)
+        self._metrics.parked.dec(len(gone.pending))
+        gone.pending.clear()
 
     def _dispatch(self, peer: _Peer, n: int, message: Message) -> None:
         ticket = Ticket(self, peer, n, message)
@@ -224,6 +216,10 @@ class Server:
         self._metrics.parked.dec()
         if n:
             peer.done[n] = frames
+        elif isinstance(message, Welcome):
+            self._welcomed(peer.hello)
+        else:
+            self._forget(peer.hello.life)
 
     def _send(self, identity: bytes, message: Message, n: int, life: int) -> list[Any]:
         frames = encode(message, Envelope(n, self.life, life, 0))

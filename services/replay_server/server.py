@@ -63,7 +63,6 @@ class ReplayServer:
             self._handle,
             net=config.net,
             metrics=context.metrics,
-            gone=self._gone,
         )
 
     async def poll_forever(self) -> None:
@@ -131,10 +130,6 @@ class ReplayServer:
             self._learner_hello = ticket
         else:
             ticket.welcome(self._spec.to_wire())
-
-    def _gone(self, hello: Hello) -> None:
-        if hello.role == "learner":
-            self._learner_hello = None
 
     def _insert(self, ticket: Ticket, insert: Insert) -> None:
         if (insert.slot, insert.life) not in ticket.client.hello.streams or self._spec is None:

@@ -307,9 +307,9 @@ async def test_a_reply_of_an_earlier_life_is_dropped(bench: Bench, ipc: str) -> 
 
 
 async def test_a_new_life_of_a_client_takes_the_place_of_the_old_one(bench: Bench, ipc: str) -> None:
-    desk, gone = Desk(), []
+    desk = Desk()
     desk.park = True
-    server = bench.server(ipc, desk, gone=gone.append)
+    server = bench.server(ipc, desk)
     old = bench.client(ipc, life=7, waiting=None)
     lost = asyncio.create_task(old.request(ask(1)))
     await until(lambda: desk.parked, "the old one's request")
@@ -317,7 +317,6 @@ async def test_a_new_life_of_a_client_takes_the_place_of_the_old_one(bench: Benc
     old.close()
     new = bench.client(ipc, life=8)
     await new.welcome()
-    assert gone == [Hello(PROTOCOL, "env", "env-0", 7)]
     assert bench.count(server, "requests_parked") == 0
     desk.parked[0].reply(Ok())
     assert bench.count(server, "sent_bytes_total", kind="Ok") == 0
@@ -329,9 +328,9 @@ async def test_a_new_life_of_a_client_takes_the_place_of_the_old_one(bench: Benc
 async def test_of_two_living_clients_of_one_name_the_first_ends_and_the_second_is_served(
     bench: Bench, address: str
 ) -> None:
-    desk, gone = Desk(), []
+    desk = Desk()
     desk.park = True
-    server = bench.server(address, desk, gone=gone.append)
+    server = bench.server(address, desk)
     # It sends nothing again by itself: the answer to its last request ends the others too.
     first = bench.client(address, life=7, net=NET.model_copy(update={"resend_s": 60.0, "deadline_s": 60.0}))
     parked = [asyncio.create_task(first.request(ask(n))) for n in (1, 2)]
@@ -347,7 +346,48 @@ async def test_of_two_living_clients_of_one_name_the_first_ends_and_the_second_i
         assert caught.value.code == "replaced"
     assert await second.request(ask(5)) == NotModified(5)
     assert desk.handled == [ask(1), ask(2), ask(3), ask(5)]
-    assert gone == [Hello(PROTOCOL, "env", "env-0", 7)]
+    assert list(server._peers) == [8]
+
+
+async def test_a_client_that_is_refused_takes_nobodys_place_and_is_owed_nothing(bench: Bench, address: str) -> None:
+    def handle(ticket: Ticket) -> None:
+        if isinstance(ticket.message, Hello) and ticket.message.spec is not None:
+            raise ProtocolError("env-0 runs another environment", "run one environment")
+        desk(ticket)
+
+    desk = Desk()
+    server = bench.server(address, handle)
+    first = bench.client(address, life=7)
+    assert await first.request(ask(1)) == NotModified(1)
+    second = bench.client(address, hello=Hello(PROTOCOL, "env", "env-0", 8, {"id": "other"}))
+    with pytest.raises(RemoteError, match="another environment"):
+        await second.welcome()
+    assert await first.request(ask(2)) == NotModified(2)
+    with Raw(address) as raw:
+        raw.socket.send_multipart(encode(ask(3), Envelope(1, 8, server.life, 1)))
+        assert (await raw.receive())[0].code == "new_life"
+    assert desk.handled == [ask(1), ask(2)]
+
+
+async def test_of_lives_that_wait_for_their_welcome_the_last_is_served(bench: Bench, ipc: str) -> None:
+    def handle(ticket: Ticket) -> None:
+        if isinstance(ticket.message, Hello):
+            parked.append(ticket)
+        else:
+            desk(ticket)
+
+    desk, parked = Desk(), list[Ticket]()
+    server = bench.server(ipc, handle)
+    old = bench.client(ipc, life=7)
+    await until(lambda: len(parked) == 1, "the first Hello")
+    new = bench.client(ipc, life=8)
+    await until(lambda: len(parked) == 2, "the second Hello")
+    for ticket in parked:
+        ticket.welcome()
+    assert await new.request(ask(1)) == NotModified(1)
+    await old.welcome()
+    with pytest.raises(RemoteError, match="taken this one's place"):
+        await old.request(ask(2))
     assert list(server._peers) == [8]
 
 
@@ -592,19 +632,21 @@ async def test_a_request_that_cannot_be_sent_fails_also_when_the_server_comes_la
 async def test_messages_behind_one_that_fails_are_still_read(
     bench: Bench, ipc: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def gone(hello: Hello) -> None:
-        raise RuntimeError(f"{hello.name} was in use")
+    def waiting(text: str | None) -> None:
+        if text is not None and "full" in text:
+            raise RuntimeError("nobody can hear it")
 
-    server = bench.server(ipc, Desk(), gone=gone)
-    with Raw(ipc) as raw:
-        await raw.greet(Hello(PROTOCOL, "env", "env-0", 7))
-        for life in (8, 9):
-            hello = Hello(PROTOCOL, "env", "env-0", life)
-            raw.socket.send_multipart(encode(hello, Envelope(0, life, 0, 0)))
-        raw.socket.send_multipart(encode(ask(), Envelope(1, 7, server.life, 1)))
-        assert (await raw.receive())[0] == Welcome(PROTOCOL, server.life)
-        assert (await raw.receive())[0].code == "replaced"
-    assert "env-0 was in use" in caplog.text
+    desk = Desk()
+    bench.server(ipc, desk)
+    client = bench.client(ipc, waiting=waiting)
+    await client.welcome()
+    desk.park = True
+    requests = [asyncio.create_task(client.request(ask(n))) for n in (1, 2)]
+    await until(lambda: len(desk.parked) == 2, "both requests")
+    await until(lambda: "nobody can hear it" in caplog.text, "a Wait that fails")
+    for ticket in desk.parked:
+        ticket.reply(Ok())
+    assert await asyncio.gather(*requests) == [Ok(), Ok()]
 
 
 async def test_bytes_and_requests_are_counted_on_both_sides(bench: Bench, ipc: str) -> None:
