@@ -72,7 +72,7 @@ class Client:
         self._n = 0
         self.server_life = 0
         self._ready = False
-        self._heard = time.monotonic()
+        self._heard = self._ticked = time.monotonic()
         self._stalled = False
         self._linked = False
         self._redial_s = net.deadline_s
@@ -233,6 +233,9 @@ class Client:
     def _tick(self) -> None:
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         now = time.monotonic()
+        # The time in which this process itself was stopped is no silence of its peer.
+        self._heard += max(0.0, now - self._ticked - 2 * TICK_S)
+        self._ticked = now
         if not self._ready:
             if now >= self._next_hello:
                 self._say_hello()

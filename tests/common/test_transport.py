@@ -2,7 +2,10 @@ import asyncio
 import contextlib
 import itertools
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -487,6 +490,44 @@ async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_r
         assert await request == NotModified(6)
         assert heard[-1] is None
         assert "answers again" in caplog.text
+
+
+ASKS_ONCE = """
+import asyncio, sys
+from prometheus_client import CollectorRegistry
+from common.config import NetConfig
+from common.messages import PROTOCOL, Hello, Ok
+from common.metrics import ServiceMetrics
+from common.transport.client import Client
+
+async def ask():
+    net, metrics = NetConfig(give_up_s=3.0), ServiceMetrics("x", CollectorRegistry())
+    hello = Hello(PROTOCOL, "env", "env-0", 7)
+    print(await Client(sys.argv[1], "replay-server", hello, net=net, metrics=metrics, max_in_flight=1).request(Ok()))
+
+asyncio.run(ask())
+"""
+
+
+async def test_the_time_in_which_a_client_itself_was_stopped_is_no_silence_of_its_server(
+    bench: Bench, ipc: str
+) -> None:
+    desk = Desk()
+    desk.park = True
+    bench.server(ipc, desk)
+    with subprocess.Popen([sys.executable, "-c", ASKS_ONCE, ipc], stdout=subprocess.PIPE) as process:
+        try:
+            await until(lambda: desk.parked, "its request")
+            process.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            await until(lambda: time.monotonic() > stopped + 4.0, "longer than it waits for its server")
+            process.send_signal(signal.SIGCONT)
+            went_on = time.monotonic()
+            await until(lambda: process.poll() is not None or time.monotonic() > went_on + 1.0, "its first ticks")
+            desk.parked[0].reply(NotModified(1))
+            assert (await asyncio.to_thread(process.communicate, timeout=10))[0].decode().strip() == f"{NotModified(1)}"
+        finally:
+            process.kill()
 
 
 async def test_a_peer_silent_for_too_long_is_lost(bench: Bench, ipc: str) -> None:
