@@ -56,8 +56,12 @@ class Ticket:
     waited: float = field(default_factory=time.monotonic)
 
     def reply(self, message: Message) -> None:
-        """Answers, once; a second answer, or one to a client that was replaced, is dropped."""
-        self._server._reply(self, message)
+        """Answers, once, with an Error if `message` cannot be sent; a second answer, or one to a client that was
+        replaced, is dropped."""
+        try:
+            self._server._reply(self, message)
+        except ProtocolError as error:  # not to whoever made the answer due
+            self.fail(error)
 
     def welcome(self, spec: dict[str, Any] | None = None) -> None:
         """Answers a Hello, with what the asker needs to start."""

@@ -649,6 +649,24 @@ async def test_a_handler_that_fails_answers_with_an_error_and_goes_on(
     assert bench.count(server, "requests_parked") == 0
 
 
+async def test_of_an_answer_that_cannot_be_sent_hears_who_asked_and_not_who_made_it_due(bench: Bench, ipc: str) -> None:
+    def handle(ticket: Ticket) -> None:
+        desk(ticket)
+        if ticket.message == ask(2):
+            desk.parked[0].reply(Error("x" * 70_000, "too long"))
+            ticket.reply(NotModified(2))
+
+    desk = Desk()
+    desk.park = True
+    bench.server(ipc, handle)
+    client = bench.client(ipc)
+    first = asyncio.create_task(client.request(ask(1)))
+    await until(lambda: desk.parked, "the first request")
+    assert await client.request(ask(2)) == NotModified(2)
+    with pytest.raises(RemoteError, match="max_str_len"):
+        await asyncio.wait_for(first, 10.0)
+
+
 async def test_a_request_that_cannot_be_sent_leaves_nothing_in_flight(bench: Bench, ipc: str) -> None:
     bench.server(ipc, Desk())
     client = bench.client(ipc, max_in_flight=1)
