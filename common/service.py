@@ -32,6 +32,7 @@ from common.transport.client import Client
 from common.types import new_life
 
 log = logging.getLogger("headrace.service")
+HTTP_S = 10.0  # to one who asks: a connection that says nothing, or is not read from, is closed
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # What a service is told on its command line, besides its settings.
 _GIVEN = ("index", "name", "restarts", "earlier_lives", "run_dir")
@@ -229,6 +230,8 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
     identity = {"role": context.role, "name": context.name, "pid": os.getpid()}
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = HTTP_S
+
         def do_GET(self) -> None:
             report = context.health.report()
             if self.path == "/metrics":
@@ -245,7 +248,7 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with suppress(ConnectionError):  # who asked has gone: it waits no longer than it likes
+            with suppress(OSError):  # who asked has gone: it waits no longer than it likes
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:

@@ -155,8 +155,7 @@ class Server:
             self._send(identity, Error("new_life", "say Hello first"), envelope.n, life)
             return
         peer.identity, peer.heard, peer.ack = identity, time.monotonic(), max(peer.ack, envelope.ack)
-        for acknowledged in [n for n in peer.done if n < peer.ack]:
-            del peer.done[acknowledged]
+        peer.done = {n: frames for n, frames in peer.done.items() if n >= peer.ack}
         n = envelope.n
         if n in peer.done:
             self._socket.send([identity, *peer.done[n]])

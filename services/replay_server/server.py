@@ -58,12 +58,8 @@ class ReplayServer:
         self._learner: int | None = None
         self._learner_hello: Ticket | None = None
         self.finished = asyncio.Event()
-        self.server = Server(
-            config.net.experience[context.index % len(config.net.experience)],
-            self._handle,
-            net=config.net,
-            metrics=context.metrics,
-        )
+        address = config.net.experience[context.index % len(config.net.experience)]
+        self.server = Server(address, self._handle, net=config.net, metrics=context.metrics)
 
     async def poll_forever(self) -> None:
         """Looks after deadlines, reasons and metrics; answers that a message makes due go out with that message."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from jobs import Service, short_dir, until, write_config
 
+from common import service
 from common.config import load, validate
 from common.errors import ConfigError, Finished, HeadraceError, PeerLost, RemoteError
 from common.messages import PROTOCOL, Hello
@@ -68,6 +69,18 @@ def test_a_service_is_ready_when_it_says_so(context: Context, http: ThreadingHTT
 
 def test_other_pages_are_not_there(http: ThreadingHTTPServer) -> None:
     assert get(http, "/") == (404, "try /metrics, /healthz or /readyz\n")
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "HTTP_S", 0.1)
+    server = serve_http(context)
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as silent:
+            assert silent.recv(1) == b""
+        assert get(server, "/readyz")[0] == 503
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_port_in_use_is_a_config_error_that_names_it() -> None:
