@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, HeadraceError
+from common.errors import ConfigError, HeadraceError, PeerLost
 from common.errors import Finished as JobFinished
 from common.messages import Finish, Finished
 from common.rl.algorithms.base import NonFiniteUpdate
@@ -144,8 +145,10 @@ class Learner:
         await self._save(trainer)
         if outcome is not None:
             for shard in self._shards:
-                finish = shard.request(Finish(_goal(outcome)))
-                finished: Finished | None = await self._or_stop(finish, self._config.net.deadline_s)
+                finished: Finished | None = None
+                with suppress(PeerLost):
+                    finish = shard.request(Finish(_goal(outcome)))
+                    finished = await self._or_stop(finish, self._config.net.deadline_s)
                 if finished is None:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,29 @@ async def test_a_job_that_ends_on_a_full_disk_waits_for_room_and_keeps_what_it_e
             assert await learner.ended(60) == 0, learner.text()
     result = json.loads((run / "result.json").read_text())
     assert (result["outcome"], int(find(run).name)) == ("seconds", result["updates"])
+
+
+async def test_a_shard_that_dies_when_it_should_confirm_the_end_does_not_keep_the_job_from_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with short_dir() as sockets:
+        ring = {"kind": "uniform", "capacity": 20_000, "discount": 0.99}
+        tree = BASE | net(sockets) | {"algorithm": {"name": "dqn"}, "network": {"name": "mlp", "hidden": [8]}}
+        tree["net"]["experience"].append(f"ipc://{sockets}/other")
+        more = {"replay": {"servers": 2, "tables": {"experience": ring}}, "learner": {"batch": 32}}
+        config = write_config(tmp_path / "config.yaml", tree | more | {"stop": {"seconds": 4.0}})
+        with by_hand(config, run) as services:
+            shard, learner = Service("replay", config, run, index=1), services["learner"]
+            try:
+                await until(lambda: (run / "progress.csv").exists(), "training")
+                shard.process.send_signal(signal.SIGSTOP)
+                await until(lambda: "checkpoint:" in learner.text(), "the end")
+                shard.kill()
+                assert await learner.ended() == 0, learner.text()
+                assert await services["inference"].ended() == 0, services["inference"].text()
+            finally:
+                shard.kill()
+    assert f"the replay-server at ipc://{sockets}/other has not confirmed the end of the job" in learner.text()
+    assert json.loads((run / "result.json").read_text())["outcome"] == "seconds"
 
 
 async def test_a_learner_that_comes_back_after_the_end_when_its_replay_server_has_gone_ends_the_others(
