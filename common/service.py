@@ -166,12 +166,10 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     except HeadraceError as error:
         log.error("error: %s", error)
         return error.exit_code
-    if (announce := arguments.announce) is not None:
+    if arguments.announce is not None:
         host = arguments.config.metrics.host
         here = "127.0.0.1" if host in ("", "0.0.0.0") else host
-        partial = announce.with_suffix(".partial")  # whoever waits for the file reads it whole
-        partial.write_text(f"http://{here}:{http.server_port}")
-        partial.rename(announce)
+        write_atomically(arguments.announce, f"http://{here}:{http.server_port}")
     try:
         return _run_loop(context, run)
     finally:
@@ -203,6 +201,9 @@ async def supervise(context: Context, run: Run) -> int:
     except HeadraceError as error:
         log.error("error: %s", error)
         return error.exit_code
+    except OSError as error:
+        log.exception("error: %s (is a disk full, or a limit on open files reached?)", error)
+        return HeadraceError.exit_code
     if context.stopping.is_set():
         log.info("stopped")
     return 0
@@ -263,3 +264,10 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True).start()
     log.info("metrics on http://%s:%d/metrics", where.host, server.server_port)
     return server
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.rename(path)

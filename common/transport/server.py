@@ -56,8 +56,7 @@ class Ticket:
     waited: float = field(default_factory=time.monotonic)
 
     def reply(self, message: Message) -> None:
-        """Answers, once, with an Error if `message` cannot be sent; a second answer, or one to a client that was
-        replaced, is dropped."""
+        """Answers, once, or tells why it cannot be sent; a second answer, or one to a replaced client, is dropped."""
         try:
             self._server._reply(self, message)
         except ProtocolError as error:  # not to whoever made the answer due

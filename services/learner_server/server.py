@@ -15,7 +15,7 @@ from common.errors import ConfigError, HeadraceError, PeerLost
 from common.errors import Finished as JobFinished
 from common.messages import Finish, Finished
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.service import Context, connect, first_welcome
+from common.service import Context, connect, first_welcome, write_atomically
 from common.transport.client import Client
 from common.types import Arrays, EnvSpec
 from services.learner_server.feed import Draw, Feed
@@ -147,8 +147,7 @@ class Learner:
             for shard in self._shards:
                 finished: Finished | None = None
                 with suppress(PeerLost):
-                    finish = shard.request(Finish(_goal(outcome)))
-                    finished = await self._or_stop(finish, self._config.net.deadline_s)
+                    finished = await self._or_stop(shard.request(Finish(_goal(outcome))), self._config.net.deadline_s)
                 if finished is None:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
                 else:
@@ -183,20 +182,19 @@ async def run(context: Context) -> None:
     """Trains one job to its end, or until the service is told to stop."""
     config = context.config
     run_dir = context.run_dir or Path(config.run.dir) / (config.run.name or time.strftime("by-hand-%m%d-%H%M%S"))
-    lock = claim(run_dir)
-    if not (run_dir / "config.yaml").exists():
-        (run_dir / "config.yaml").write_text(config.to_yaml())
-    log.info("run directory %s", run_dir)
-    weights = WeightsServer(context)
-    addresses = config.net.experience
-    # Besides the Samples, priorities are under way.
-    shards = [connect(context, a, "replay", max_in_flight=16, replaceable=len(addresses) > 1) for a in addresses]
-    try:
-        learner = Learner(context, run_dir, weights, shards)
-        with learner.replicas:
-            await learner.train()
-    finally:
-        weights.server.close()
-        for shard in shards:
-            shard.close()
-        lock.close()
+    with claim(run_dir):
+        if not (run_dir / "config.yaml").exists():
+            write_atomically(run_dir / "config.yaml", config.to_yaml())
+        log.info("run directory %s", run_dir)
+        weights = WeightsServer(context)
+        addresses = config.net.experience
+        # Besides the Samples, priorities are under way.
+        shards = [connect(context, a, "replay", max_in_flight=16, replaceable=len(addresses) > 1) for a in addresses]
+        try:
+            learner = Learner(context, run_dir, weights, shards)
+            with learner.replicas:
+                await learner.train()
+        finally:
+            weights.server.close()
+            for shard in shards:
+                shard.close()

@@ -8,9 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
+from full_disk import files_of_at_most
 from jobs import Job, Service, by_hand, short_dir, until, write_config
 
+from common.config import validate
+from common.service import make_context, supervise
+from services.learner_server import server
 from services.learner_server.checkpoint import find
 
 BASE: dict[str, Any] = {
@@ -90,6 +95,18 @@ async def test_a_job_that_ends_on_a_full_disk_waits_for_room_and_keeps_what_it_e
             assert await learner.ended(60) == 0, learner.text()
     result = json.loads((run / "result.json").read_text())
     assert (result["outcome"], int(find(run).name)) == ("seconds", result["updates"])
+
+
+async def test_a_learner_that_starts_on_a_full_disk_says_so_and_leaves_no_half_of_a_config(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    with short_dir() as sockets:
+        context = make_context(validate(BASE | net(sockets)), "learner", run_dir=run)
+        with files_of_at_most(100):
+            assert await supervise(context, server.run) == 1
+    assert "is a disk full" in caplog.text
+    assert not (run / "config.yaml").exists()
 
 
 async def test_a_shard_that_dies_when_it_should_confirm_the_end_does_not_keep_the_job_from_it(tmp_path: Path) -> None:
