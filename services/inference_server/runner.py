@@ -88,10 +88,8 @@ class Runner:
             array = act.arrays.get(name)
             if array is None or array.dtype != dtype or array.shape != (act.count, *shape):
                 came = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise ProtocolError(
-                    f"Act has {came} as {name}, the policy takes {dtype} {(act.count, *shape)}",
-                    "run the same environment and network everywhere",
-                )
+                text = f"Act has {came} as {name}, the policy takes {dtype} {(act.count, *shape)}"
+                raise ProtocolError(text, "run the same environment and network everywhere")
 
     @torch.inference_mode()
     def act(self, acts: Sequence[Act]) -> list[Actions]:
