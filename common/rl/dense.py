@@ -36,14 +36,6 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
-def _product_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Writes x [N, I] @ weight [I, O], where it has to be in the end: BLAS can, oneDNN gives memory of its own."""
-    if _ONEDNN and x.shape[0] * weight.numel() >= _WORTHWHILE:
-        out.copy_(_product(x, weight))
-    else:
-        torch.mm(x, weight, out=out)
-
-
 def _slope(gradient: Tensor, y: Tensor, activation: Activation) -> Tensor:
     """Gives the gradient before an activation of the one after it, whose output was y."""
     if activation == "tanh":
@@ -81,21 +73,21 @@ class _Stack(torch.autograd.Function):
         weights = [w.unbind() for w in saved[: ctx.count : 2]]
         hidden, last = saved[ctx.count :], len(weights) - 1
         before: list[Tensor] = []
-        found = [torch.empty_like(p) if ctx.learns else None for p in saved[: ctx.count]]
+        found: list[list[Tensor]] = [[] for _ in range(ctx.count)]
         for member, g in enumerate(gradient.unbind()):
             for i in range(last, -1, -1):
                 y = hidden[member * last + i - 1] if i else x if x.ndim == 2 else x[member]
-                of_weight, of_bias = found[2 * i], found[2 * i + 1]
-                if of_weight is not None and of_bias is not None:
-                    _product_into(of_weight[member], y.t(), g)
-                    torch.sum(g, 0, keepdim=True, out=of_bias[member])
+                if ctx.learns:
+                    found[2 * i].append(_product(y.t(), g))
+                    found[2 * i + 1].append(g.sum(0, keepdim=True))
                 if i:
                     g = _slope(_product(g, weights[i][member].t()), y, ctx.activation)
                 elif ctx.needs_input_grad[0]:
                     before.append(_product(g, weights[0][member].t()))
+        joined = [torch.stack(own) if ctx.learns else None for own in found]
         if not before:
-            return None, None, *found
-        return torch.stack(before) if x.ndim == 3 else torch.stack(before).sum(0), None, *found
+            return None, None, *joined
+        return torch.stack(before) if x.ndim == 3 else torch.stack(before).sum(0), None, *joined
 
 
 class _Tower(torch.autograd.Function):

@@ -178,12 +178,11 @@ def test_a_linear_schedule_falls_to_zero() -> None:
     assert scheduled(2.0, "constant", 0.25) == 2.0
 
 
-@pytest.mark.parametrize("hidden", [[64, 64], [256, 256]])
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
-def test_the_flat_optimiser_agrees_with_torchs_own(name: str, hidden: list[int]) -> None:
+def test_the_flat_optimiser_agrees_with_torchs_own(name: str) -> None:
     torch.manual_seed(0)
     observation = {"obs": torch.randn(16, 4)}
-    policy, reference = (build_policy({"hidden": hidden}, KINDS["mlp"][1], 0) for _ in range(2))
+    policy, reference = (build_policy({}, KINDS["mlp"][1], 0) for _ in range(2))
     config = OptimizerConfig.model_validate({"name": name, "lr": 1e-2, "max_grad_norm": 0.1})
     flat = FlatOptimizer(config, policy)
     parameters = list(reference.parameters())
@@ -204,34 +203,6 @@ def test_the_flat_optimiser_agrees_with_torchs_own(name: str, hidden: list[int])
         theirs.step()
     for mine, other in zip(policy.parameters(), parameters, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
-
-
-class Odd(torch.nn.Module):
-    """Autograd gives `one` and `other` the same tensor as their gradient, and `crossed` one that lies across."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.one, self.other = (torch.nn.Parameter(torch.zeros(width)) for _ in range(2))
-        self.crossed = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 2 * width).reshape(2, width))
-
-    def forward(self) -> torch.Tensor:
-        return (self.one + self.other + torch.linspace(0.0, 1.0, len(self.one)) - self.crossed.t()[:, 0]).square().sum()
-
-
-@pytest.mark.parametrize("width", [3, 20_000])
-@pytest.mark.parametrize("bound", [0.1, 1e6])
-def test_gradients_may_be_one_tensor_and_lie_in_any_order(bound: float, width: int) -> None:
-    odd, reference = Odd(width), Odd(width)
-    flat = FlatOptimizer(OptimizerConfig(lr=0.1, max_grad_norm=bound), odd)
-    theirs = torch.optim.Adam(reference.parameters(), lr=0.1, eps=flat.config.eps)
-    for _ in range(3):
-        flat.step(odd(), 0.1)
-        theirs.zero_grad()
-        reference().backward()
-        torch.nn.utils.clip_grad_norm_(reference.parameters(), bound)
-        theirs.step()
-    for mine, other in zip(odd.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(mine, other)
 
 
 def test_unset_optimiser_settings_take_the_algorithms_defaults() -> None:

@@ -22,8 +22,6 @@ from common.types import EnvSpec
 Batches = Literal["unrolls", "transitions", "sequences"]
 _ADAM_BETAS = (0.9, 0.999)
 _EPS = 1e-5
-# Parameters above which to copy their gradients into one tensor costs more than a call for each.
-_LARGE = 1 << 15
 
 
 class NonFiniteUpdate(HeadraceError):
@@ -127,8 +125,8 @@ class FlatOptimizer:
 
     RMSProp adds epsilon to the root, as PyTorch's does; A3C (Mnih et al. 2016) adds it under the root.
 
-    The network's parameters become views of that tensor: move the network to its device first. A gradient is a list of
-    tensors, one for all parameters or one for each. On several ranks it is the mean of theirs, by one all-reduce.
+    The network's parameters become views of that tensor: move the network to its device first. On several ranks a
+    gradient is the mean of theirs, by one all-reduce.
     """
 
     def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
@@ -137,17 +135,12 @@ class FlatOptimizer:
         self.flat = flatten(network)
         self._mean = torch.zeros_like(self.flat)
         self._square = torch.zeros_like(self.flat)
-        self._apart = config.name == "adam" and ranks.size() == 1 and self.flat.numel() > _LARGE
-        self._pieces = [self._split(of) for of in (self.flat, self._mean, self._square)]
+        # Kept: memory that is allocated anew in every update costs more than the arithmetic on it.
+        # The last element is the gradient's weight, where ranks share it.
+        self._shared = self.flat.new_empty(self.flat.numel() + 1)
+        self._gradient = self._shared[:-1]
         self._step = torch.zeros((), device=self.flat.device)
         self.steps = 0
-
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        """Gives a flat tensor as a gradient lies."""
-        if not self._apart:
-            return [flat]
-        parts = torch.split(flat, [p.numel() for p in self._parameters])
-        return [part.view(p.shape) for p, part in zip(self._parameters, parts, strict=True)]
 
     def rate(self, progress: float) -> float:
         """Gives the learning rate at `progress` (0..1) of the job."""
@@ -162,43 +155,35 @@ class FlatOptimizer:
         self.descend(gradient, norm, lr)
         return norm
 
-    def gradient(self, loss: Tensor, weight: Tensor | float = 1.0) -> tuple[list[Tensor], Tensor]:
-        """Gives the gradient of a loss, and its norm; nothing has changed yet."""
-        found = torch.autograd.grad(loss, self._parameters)
-        if self._apart:
-            # The step takes them to lie as the parameters do.
-            gradient = [g.contiguous() for g in found]
-            return gradient, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient)))
-        flat = torch.cat([g.reshape(-1) for g in found])
+    def gradient(self, loss: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        """Gives the flat gradient of a loss, until the next one is asked for, and its norm; nothing has changed yet."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        gradient = torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
         if ranks.size() > 1:
-            shared = ranks.total(torch.cat([flat, flat.new_ones(1)]) * weight)
-            flat = shared[:-1].div_(shared[-1].clamp(min=1.0))
-        return [flat], torch.linalg.vector_norm(flat)
+            gradient.mul_(weight)
+            self._shared[-1] = weight
+            gradient.div_(ranks.total(self._shared)[-1].clamp(min=1.0))
+        return gradient, torch.linalg.vector_norm(gradient)
 
-    def descend(self, gradient: list[Tensor], norm: Tensor, lr: float) -> None:
-        """Clips what `gradient` gave, and descends one step along it."""
+    def descend(self, gradient: Tensor, norm: Tensor, lr: float) -> None:
+        """Clips what `gradient` gave, in place, and descends one step along it."""
         bound = self.config.max_grad_norm
         # On the CPU nothing waits for a look at the norm, and few steps are clipped.
         if norm.device.type != "cpu" or norm.item() > bound:
-            # Not in place: two parameters' gradients may be one tensor.
-            gradient = list(torch._foreach_mul(gradient, (bound / (norm + 1e-6)).clamp_(max=1.0)))
+            gradient.mul_((bound / (norm + 1e-6)).clamp_(max=1.0))
         self.steps += 1
-        if self.config.name == "adam":
-            self._adam(gradient, lr)
-        else:
-            self._rmsprop(gradient[0], lr)
+        (self._adam if self.config.name == "adam" else self._rmsprop)(gradient, lr)
 
-    def _adam(self, gradient: list[Tensor], lr: float) -> None:
+    def _adam(self, gradient: Tensor, lr: float) -> None:
         # One pass over memory; torch.optim calls the same, behind twenty times its cost on a small network.
         self._step.fill_(self.steps)
-        parameters, means, squares = self._pieces
         torch._fused_adam_(
-            parameters,
-            gradient,
-            means,
-            squares,
+            [self.flat],
+            [gradient],
+            [self._mean],
+            [self._square],
             [],
-            [self._step] * len(gradient),
+            [self._step],
             lr=lr,
             beta1=_ADAM_BETAS[0],
             beta2=_ADAM_BETAS[1],

@@ -176,7 +176,7 @@ class SAC:
         critics.optimizer.descend(*critic_gradient, lr)
         self._actor_optimizer.descend(*actor_gradient, lr)
         if self._config.learn_temperature:
-            self._temperature.descend([excess], excess.norm(), lr)
+            self._temperature.descend(excess, excess.norm(), lr)
         critics.follow()
         self._actor.inputs.fold(batch.observation)
         self.priorities = surprise
