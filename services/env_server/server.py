@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -19,15 +18,14 @@ from common.metrics import EnvMetrics
 from common.service import Context, connect, first_welcome, until_stopped
 from common.transport.client import Client
 from common.types import Arrays, PolicySpec, new_life
-from services.env_server.backends import Backend, Finals, make_backend
+from services.env_server.backends import make_backend
+from services.env_server.backends.stepper import Stepper
 from services.env_server.backends.watchdog import Watchdog
 from services.env_server.inference import InferenceServers
 from services.env_server.rollout import Rollout
 
 log = logging.getLogger("headrace.env")
 
-# A simulator slower than this steps on a thread, so that the other groups' messages are answered meanwhile.
-SLOW_STEP_S = 2e-3
 LAST_INSERT_S = 1.0
 _LIFE_BITS = 40
 
@@ -35,15 +33,15 @@ _LIFE_BITS = 40
 class Group:
     """One stream: a backend, its rollout, and the loop that drives them."""
 
-    def __init__(self, context: Context, index: int, backend: Backend, metrics: EnvMetrics, watchdog: Watchdog) -> None:
+    def __init__(self, context: Context, index: int, metrics: EnvMetrics, watchdog: Watchdog) -> None:
         config = context.config
         self.slot = f"{context.name}/{index}"
         self.life = new_life()
-        self.backend = backend
+        self.backend = make_backend(config.env, config.env.envs)
+        self.stepper = Stepper(self.backend, self.slot, config.env.groups, watchdog, metrics)
         self.steps = self.frames = self.unrolls = 0
         self._config = config
         self._metrics = metrics
-        self._watchdog = watchdog
         # Among all groups of the job: it gives the environments their numbers, and the group its replay-server.
         self.number = context.index * config.env.groups + index
         self._first_env = self.number * config.env.envs
@@ -51,14 +49,11 @@ class Group:
         self._seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # Sampling noise is keyed by this number: a restarted group must not live through the same noise again.
         self._step = context.life_number << _LIFE_BITS
-        self._step_s = 0.0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="simulator")
 
     async def collect(self, policy: PolicySpec, inference: InferenceServers, replay: Client) -> None:
         """Collects unrolls until a peer says that the job is finished."""
         rollout = Rollout(self.backend.spec, policy, self._config.rollout.unroll, self.backend.num_envs)
-        with self._watchdog.step(self.slot):
-            self.backend.reset(self._seed, rollout.observation_row())
+        self.stepper.reset(self._seed, rollout.observation_row())
         rollout.begin()
         min_version = 0
         insert: asyncio.Task[int] | None = None
@@ -78,32 +73,14 @@ class Group:
                 await asyncio.wait([insert], timeout=LAST_INSERT_S)
                 insert.cancel()
 
-    def close(self) -> None:
-        """Frees the simulators once a step that is under way has come back; does not wait for it."""
-        self._pool.submit(self.backend.close)
-        self._pool.shutdown(wait=False)
-
     async def _advance(self, rollout: Rollout, inference: InferenceServers, min_version: int) -> None:
         asked = time.perf_counter()
         act = Act(self._first_env, self.backend.num_envs, self._step, min_version, rollout.request())
         actions = await inference.request(act)
         action = rollout.act(actions.arrays, actions.version)
-        answered = time.perf_counter()
-        self._metrics.act_seconds.observe(answered - asked)
-        if self._step_s < SLOW_STEP_S:
-            finals = self._step_backend(action, rollout)
-        else:
-            finals = await asyncio.get_running_loop().run_in_executor(self._pool, self._step_backend, action, rollout)
-        seconds = time.perf_counter() - answered
-        self._metrics.step_seconds.observe(seconds)
-        self._metrics.work_seconds.inc(seconds if self._step_s < SLOW_STEP_S else seconds / self._config.env.groups)
-        self._step_s += 0.1 * (seconds - self._step_s)
-        rollout.advance(finals)
+        self._metrics.act_seconds.observe(time.perf_counter() - asked)
+        rollout.advance(await self.stepper.step(action, rollout.targets()))
         self._step += 1
-
-    def _step_backend(self, action: np.ndarray, rollout: Rollout) -> Finals:
-        with self._watchdog.step(self.slot):
-            return self.backend.step(action, *rollout.targets())
 
     async def _insert(self, rollout: Rollout, arrays: Arrays, replay: Client) -> int:
         number, steps, frames = rollout.number, rollout.steps, rollout.frames
@@ -129,10 +106,7 @@ async def run(context: Context) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[context.index % len(cores)]})
     watchdog = Watchdog(config.env.step_deadline_s)
-    groups = [
-        Group(context, number, make_backend(config.env, config.env.envs), metrics, watchdog)
-        for number in range(config.env.groups)
-    ]
+    groups = [Group(context, number, metrics, watchdog) for number in range(config.env.groups)]
     hello = context.hello(groups[0].backend.spec.to_wire(), tuple((group.slot, group.life) for group in groups))
     inference = InferenceServers(context, hello, max_in_flight=len(groups))
     shards = [connect(context, a, "replay", max_in_flight=len(groups), hello=hello) for a in config.net.experience]
@@ -159,4 +133,4 @@ async def run(context: Context) -> None:
             shard.close()
         watchdog.close()
         for group in groups:
-            group.close()
+            group.stepper.close()

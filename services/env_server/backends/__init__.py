@@ -39,6 +39,10 @@ class Backend(Protocol):
     @property
     def num_envs(self) -> int: ...
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether a step is Python code, which keeps the interpreter's lock while it computes."""
+
     def reset(self, seed: int, observation: Arrays) -> None:
         """Starts every environment anew, each under its own seed drawn from `seed`; writes the first observations."""
 

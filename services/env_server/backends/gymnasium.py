@@ -79,6 +79,8 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
 class LoopBackend:
     """Plain environments stepped one after another, each reset in the step that ends its episode."""
 
+    interpreted = True
+
     def __init__(self, config: EnvConfig, envs: list[Env]) -> None:
         first = envs[0]
         if not isinstance(first, gymnasium.Env):
@@ -162,6 +164,8 @@ def _quicken(space: Space) -> None:
 
 class VectorBackend:
     """An environment's own vector implementation, which resets in the same step or in the next."""
+
+    interpreted = False
 
     def __init__(self, config: EnvConfig, venv: VectorEnv[Any, Any, Any]) -> None:
         self.spec, self._leaves = describe(config, venv.single_observation_space, venv.single_action_space)

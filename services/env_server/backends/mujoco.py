@@ -151,6 +151,8 @@ class EachInTurn:
 class MujocoBackend:
     """Environments reset in the step that ends their episode, to states drawn by the group's own generator."""
 
+    interpreted = False
+
     def __init__(
         self,
         config: EnvConfig,

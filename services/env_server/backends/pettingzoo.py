@@ -52,6 +52,8 @@ def make_backend(config: EnvConfig, num_envs: int, first: object, make: Callable
 class ParallelBackend:
     """Parallel environments stepped one after another, each agent in a column of its own."""
 
+    interpreted = True
+
     def __init__(self, config: EnvConfig, worlds: list[World]) -> None:
         self._worlds = worlds
         self._agents = tuple(worlds[0].possible_agents)

@@ -43,6 +43,8 @@ class Options(BaseModel):
 class CrafterBackend:
     """A group of games, each reset in the step that ends its episode."""
 
+    interpreted = True
+
     def __init__(self, config: EnvConfig, num_envs: int, options: Options, render_mode: str | None) -> None:
         size = _pair(options.size)
         frame = ArraySpec("obs", np.dtype(np.uint8).str, (size[1], size[0], 3))
