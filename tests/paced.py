@@ -24,17 +24,17 @@ def cartpole() -> gymnasium.Env[Any, Any]:
 
 
 class Poisoned(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Now and then gives a reward that is not a number."""
+    """Gives a reward that is not a number in every so many steps."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], every: int) -> None:
         super().__init__(env)
-        self._steps = 0
+        self._every, self._steps = every, 0
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self._steps += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, float("nan") if self._steps % 200 == 0 else reward, terminated, truncated, info
+        return observation, float("nan") if self._steps % self._every == 0 else reward, terminated, truncated, info
 
 
-def poisoned_cartpole() -> gymnasium.Env[Any, Any]:
-    return Poisoned(cartpole())
+def poisoned_cartpole(every: int = 200) -> gymnasium.Env[Any, Any]:
+    return Poisoned(cartpole(), every)

@@ -28,6 +28,8 @@ from services.learner_server.weights import WeightsServer
 
 log = logging.getLogger("headrace.learner")
 
+MAX_SKIPPED = 100  # updates in a row, after which no better one is waited for
+
 
 class Learner:
     """One job's training, from the environment's spec to its last checkpoint."""
@@ -43,6 +45,7 @@ class Learner:
         self._kind = self._config.replay.tables[self._config.learner.table].kind
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self._started = 0.0
+        self._skipped = 0
 
     async def train(self) -> None:
         """Trains until a stop condition holds or the service is told to stop; either way a checkpoint is left."""
@@ -115,6 +118,7 @@ class Learner:
         if update.priorities is not None and self._kind == "prioritized":
             await feed.prioritize(draw, update.priorities)
         if update.made:
+            self._skipped = 0
             self._record.account(update, trainer.updates, time.perf_counter() - began, feed.depth)
         if self._record.checkpoint_due:
             await loop.run_in_executor(self._pool, self.replicas.compare, trainer)
@@ -126,9 +130,13 @@ class Learner:
     def _skip(self, update: int, error: NonFiniteUpdate) -> None:
         self._record.metrics.skipped.inc()
         self._context.health.say(f"update {update} skipped: {error}")
+        self._skipped += 1
+        # Another life would only go back to the last checkpoint: the exit code says not to start one.
         if self._config.learner.on_nan == "stop":
-            # Another life would only go back to the last checkpoint: the exit code says not to start one.
             raise ConfigError(f"learner.on_nan=stop: {error.message}", error.remedy)
+        if self._skipped == MAX_SKIPPED:
+            text = f"{MAX_SKIPPED} updates in a row were skipped, the last since {error.message}"
+            raise ConfigError(text, error.remedy)
 
     def _update(self, trainer: Trainer, draw: Draw, unrolls: list[Arrays]) -> Update:
         if self._kind != "fifo":

@@ -57,6 +57,16 @@ async def test_a_learner_that_is_to_stop_at_what_is_not_finite_ends_and_names_it
             assert "error: learner.on_nan=stop: reward is not finite" in services["learner"].text()
 
 
+async def test_a_learner_that_skips_every_update_ends_and_says_why(tmp_path: Path) -> None:
+    with short_dir() as sockets:
+        tree = BASE | net(sockets) | {"env": {**BASE["env"], "id": "paced:poisoned_cartpole", "kwargs": {"every": 1}}}
+        with by_hand(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as services:
+            assert await services["learner"].ended(120) == 2
+            text = services["learner"].text()
+    assert "error: 100 updates in a row were skipped, the last since reward is not finite" in text
+    assert text.count("update 0 skipped") == 100
+
+
 async def test_a_second_learner_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with short_dir() as sockets:
