@@ -33,9 +33,10 @@ def said(script: str, where: Path) -> str:
 
 @pytest.mark.parametrize("made", [PLAIN, LOOP], ids=["plain", "loop"])
 def test_a_warning_of_mujocos_is_one_line_of_the_log_and_no_file(made: str, tmp_path: Path) -> None:
-    lines = said(made.format(id="env.id=HalfCheetah-v5") + UNSTABLE, tmp_path).splitlines()
-    assert all(line.startswith("MuJoCo, said once: ") for line in lines), lines
-    assert len([line for line in lines if "unstable" in line]) == 1
+    # What MuJoCo says of the model, which is Gymnasium's, is no warning.
+    (line,) = said(made.format(id="env.id=HalfCheetah-v5") + UNSTABLE, tmp_path).splitlines()
+    assert line.startswith("MuJoCo, said once: ")
+    assert "unstable" in line
     assert not any(tmp_path.iterdir())
 
 

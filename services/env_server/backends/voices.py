@@ -39,4 +39,5 @@ def _warn(message: str) -> None:
     kind = re.sub(r"[\d.]+", "", message)
     if kind not in _said:
         _said.add(kind)
-        log.warning("MuJoCo, said once: %s", message)
+        # What is deprecated is in Gymnasium's own models, and nothing that a user could mend.
+        log.log(logging.INFO if "deprecated" in message else logging.WARNING, "MuJoCo, said once: %s", message)
