@@ -234,7 +234,7 @@ class Client:
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         now = time.monotonic()
         # The time in which this process itself was stopped is no silence of its peer.
-        self._heard += max(0.0, now - self._ticked - 2 * TICK_S)
+        self._heard = min(now, self._heard + max(0.0, now - self._ticked - 2 * TICK_S))
         self._ticked = now
         if not self._ready:
             if now >= self._next_hello:

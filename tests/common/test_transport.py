@@ -492,18 +492,27 @@ async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_r
         assert "answers again" in caplog.text
 
 
-ASKS_ONCE = """
-import asyncio, sys
+# Arguments: the address, how many requests, and for how long something then holds up its event loop.
+ASKS = """
+import asyncio, sys, time
 from prometheus_client import CollectorRegistry
 from common.config import NetConfig
 from common.messages import PROTOCOL, Hello, Ok
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
 
+def hold(seconds):
+    print("held", flush=True)
+    time.sleep(seconds)
+
 async def ask():
     net, metrics = NetConfig(give_up_s=3.0), ServiceMetrics("x", CollectorRegistry())
     hello = Hello(PROTOCOL, "env", "env-0", 7)
-    print(await Client(sys.argv[1], "replay-server", hello, net=net, metrics=metrics, max_in_flight=1).request(Ok()))
+    client = Client(sys.argv[1], "replay-server", hello, net=net, metrics=metrics, max_in_flight=2)
+    if len(sys.argv) > 3:
+        asyncio.get_running_loop().call_later(1.0, hold, float(sys.argv[3]))
+    for answer in asyncio.as_completed([client.request(Ok()) for _ in range(int(sys.argv[2]))]):
+        print(*await asyncio.gather(answer, return_exceptions=True), flush=True)
 
 asyncio.run(ask())
 """
@@ -515,7 +524,7 @@ async def test_the_time_in_which_a_client_itself_was_stopped_is_no_silence_of_it
     desk = Desk()
     desk.park = True
     bench.server(ipc, desk)
-    with subprocess.Popen([sys.executable, "-c", ASKS_ONCE, ipc], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", ASKS, ipc, "1"], stdout=subprocess.PIPE) as process:
         try:
             await until(lambda: desk.parked, "its request")
             process.send_signal(signal.SIGSTOP)
@@ -526,6 +535,29 @@ async def test_the_time_in_which_a_client_itself_was_stopped_is_no_silence_of_it
             await until(lambda: process.poll() is not None or time.monotonic() > went_on + 1.0, "its first ticks")
             desk.parked[0].reply(NotModified(1))
             assert (await asyncio.to_thread(process.communicate, timeout=10))[0].decode().strip() == f"{NotModified(1)}"
+        finally:
+            process.kill()
+
+
+async def test_a_server_that_dies_after_a_client_was_held_up_is_noticed_as_soon_as_ever(
+    bench: Bench, ipc: str
+) -> None:
+    desk = Desk()
+    desk.park = True
+    server = bench.server(ipc, desk)
+    # Twice as long as it waits for its server.
+    with subprocess.Popen([sys.executable, "-c", ASKS, ipc, "2", "6"], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+            await until(lambda: len(desk.parked) == 2, "its requests")
+            # The client hears it before it knows for how long it was held up.
+            desk.parked[0].reply(NotModified(1))
+            assert (await asyncio.to_thread(process.stdout.readline)).decode().strip() == f"{NotModified(1)}"
+            server.close()
+            died = time.monotonic()
+            assert b"has been silent for 3 s" in await asyncio.to_thread(process.stdout.readline)
+            assert time.monotonic() - died < 6.0
         finally:
             process.kill()
 
