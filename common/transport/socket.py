@@ -110,10 +110,11 @@ class Socket:
                 self._zmq.setsockopt(zmq.RECONNECT_IVL, first)
                 self._zmq.setsockopt(zmq.RECONNECT_IVL_MAX, last)
                 self._zmq.connect(address)
-        except (ConfigError, zmq.ZMQError) as error:
+        except ConfigError:
             self.close()
-            if isinstance(error, ConfigError):
-                raise
+            raise
+        except zmq.ZMQError as error:
+            self.close()
             text = f"cannot {'bind' if self._serves else 'connect'} {address}: {error}"
             raise ConfigError(text, "choose another address") from error
         self._loop.add_reader(self._fds[0], self._drain)

@@ -233,6 +233,6 @@ def _describe(state: ProcessState, health: Mapping[str, object], silent_s: float
     if health.get("waiting_for") and (waiting_s >= SLOW_S or not health.get("ready")):
         # The address says nothing here that the peer's name does not, and it is long.
         why = _ADDRESS.sub("", str(health["waiting_for"]))
-        why = why.replace("waits for", " for", 1) if why.startswith("waits for ") else f": {why}"
+        why = f" {why.removeprefix('waits ')}" if why.startswith("waits for ") else f": {why}"
         return f"waiting {waiting_s:.0f} s{why}", False
     return ("ready", True) if health.get("ready") else ("starting", True)

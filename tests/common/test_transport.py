@@ -539,9 +539,7 @@ async def test_the_time_in_which_a_client_itself_was_stopped_is_no_silence_of_it
             process.kill()
 
 
-async def test_a_server_that_dies_after_a_client_was_held_up_is_noticed_as_soon_as_ever(
-    bench: Bench, ipc: str
-) -> None:
+async def test_a_server_that_dies_after_a_client_was_held_up_is_noticed_as_soon_as_ever(bench: Bench, ipc: str) -> None:
     desk = Desk()
     desk.park = True
     server = bench.server(ipc, desk)

@@ -14,7 +14,7 @@ import pytest
 
 from common.config import EnvConfig
 from common.errors import ConfigError
-from services.env_server.backends import Finals, make_backend, voices
+from services.env_server.backends import Finals, make_backend, native_warnings
 from services.env_server.backends import gymnasium as plain
 from services.env_server.backends.mujoco import MujocoBackend
 
@@ -205,7 +205,7 @@ def test_an_unstable_simulation_starts_over_as_mujoco_has_it_and_says_so_in_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(voices, "_said", set())
+    monkeypatch.setattr(native_warnings, "_said", set())
     driven = Driven(native("HalfCheetah-v5", 2))
     driven.backend.simulations.bind("qvel")[1] = 1e12
     with caplog.at_level(logging.INFO, "headrace.env"):

@@ -40,7 +40,7 @@ class Backend(Protocol):
     def num_envs(self) -> int: ...
 
     @property
-    def interpreted(self) -> bool:
+    def holds_gil(self) -> bool:
         """Whether a step is Python code, which keeps the interpreter's lock while it computes."""
 
     def reset(self, seed: int, observation: Arrays) -> None:

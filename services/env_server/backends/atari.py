@@ -91,7 +91,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None) -> B
 class AtariBackend:
     """Games of one ROM, each reset in the step that ends it; the worker threads emulate without Python's lock."""
 
-    interpreted = False
+    holds_gil = False
 
     def __init__(self, env_id: str, venv: AtariVectorEnv, options: AtariOptions, drawn: bool) -> None:
         self.num_envs = n = int(venv.num_envs)

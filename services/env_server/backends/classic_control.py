@@ -58,7 +58,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
 class ClassicControl:
     """A group of one kind: the episodes, their limit and their resets; an episode that ends is reset in that step."""
 
-    interpreted = False
+    holds_gil = False
 
     def __init__(self, spec: EnvSpec, dynamics: Dynamics, limit: int) -> None:
         self.spec = spec

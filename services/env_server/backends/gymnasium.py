@@ -21,8 +21,8 @@ from common.errors import ConfigError
 from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.info_mask import InfoMask, hint, refuse
+from services.env_server.backends.native_warnings import route_warnings
 from services.env_server.backends.spaces import Leaf, Space, action_putter, action_rows, action_spec, observation_leaves
-from services.env_server.backends.voices import take_up
 
 Env = gymnasium.Env[Any, Any]
 
@@ -48,7 +48,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     remedy.
     """
     make, vector = _find(config.id)
-    take_up(config.id)
+    route_warnings(config.id)
     extra = {} if render_mode is None else {"render_mode": render_mode}
     with_vector = vector is not None and config.vectorized and render_mode is None and not config.info_mask
     # A vector environment takes Gymnasium's "no limit" for a limit that is always past.
@@ -79,7 +79,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
 class LoopBackend:
     """Plain environments stepped one after another, each reset in the step that ends its episode."""
 
-    interpreted = True
+    holds_gil = True
 
     def __init__(self, config: EnvConfig, envs: list[Env]) -> None:
         first = envs[0]
@@ -165,7 +165,7 @@ def _quicken(space: Space) -> None:
 class VectorBackend:
     """An environment's own vector implementation, which resets in the same step or in the next."""
 
-    interpreted = False
+    holds_gil = False
 
     def __init__(self, config: EnvConfig, venv: VectorEnv[Any, Any, Any]) -> None:
         self.spec, self._leaves = describe(config, venv.single_observation_space, venv.single_action_space)

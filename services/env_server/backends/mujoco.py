@@ -25,8 +25,8 @@ from common.types import Arrays, EnvSpec
 from services.env_server.backends import NO_FINALS, Backend, Finals
 from services.env_server.backends.gymnasium import frame_skip_of
 from services.env_server.backends.mujoco_tasks import EVERY, TASKS, Simulations, Task
+from services.env_server.backends.native_warnings import route_warnings
 from services.env_server.backends.spaces import action_putter, action_spec, observation_leaves
-from services.env_server.backends.voices import take_up
 
 log = logging.getLogger("headrace.env")
 
@@ -48,7 +48,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     if reason:
         log.info("%s is stepped by Gymnasium, environment by environment, which is slower: %s", config.id, reason)
         return None
-    take_up(config.id)
+    route_warnings(config.id)
     try:
         plain = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs)
         simulator: Any = plain.unwrapped
@@ -151,7 +151,7 @@ class EachInTurn:
 class MujocoBackend:
     """Environments reset in the step that ends their episode, to states drawn by the group's own generator."""
 
-    interpreted = False
+    holds_gil = False
 
     def __init__(
         self,

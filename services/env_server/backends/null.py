@@ -68,7 +68,7 @@ class NullBackend:
         action = ActionSpec("discrete", np.dtype(np.int64).str, (), n=(settings.actions,))
         self.spec = EnvSpec(config.id, (settings.observation,), action, config.frame_skip)
         self.num_envs = num_envs
-        self.interpreted = not settings.sleep
+        self.holds_gil = not settings.sleep
         self._settings = settings
         self._counter: tuple[slice | int, ...] = (slice(None), *(0 for _ in settings.observation.shape))
         # A busy simulator needs so much of a core, and takes longer where it shares one.

@@ -52,7 +52,7 @@ def make_backend(config: EnvConfig, num_envs: int, first: object, make: Callable
 class ParallelBackend:
     """Parallel environments stepped one after another, each agent in a column of its own."""
 
-    interpreted = True
+    holds_gil = True
 
     def __init__(self, config: EnvConfig, worlds: list[World]) -> None:
         self._worlds = worlds

@@ -43,7 +43,7 @@ class Options(BaseModel):
 class CrafterBackend:
     """A group of games, each reset in the step that ends its episode."""
 
-    interpreted = True
+    holds_gil = True
 
     def __init__(self, config: EnvConfig, num_envs: int, options: Options, render_mode: str | None) -> None:
         size = _pair(options.size)

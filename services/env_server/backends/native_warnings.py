@@ -19,7 +19,7 @@ log = logging.getLogger("headrace.env")
 _said: set[str] = set()
 
 
-def take_up(env_id: str) -> None:
+def route_warnings(env_id: str) -> None:
     """Gives the libraries behind an id their place in the log, before one is made: MuJoCo warns of models too."""
     spec = gymnasium.registry.get(env_id.rpartition(":")[2])
     if spec is not None and isinstance(spec.entry_point, str):
