@@ -1,8 +1,10 @@
 """MLPs side by side as one module, as fast as the processor allows; knows neither observations nor what outputs mean.
 
 oneDNN uses AVX-512 on every processor that has it, the BLAS that torch calls on Intel's alone. On others' products of
-some size oneDNN takes half as long; on Intel's a tenth longer, and without AVX-512 up to five times as long. A whole
-MLP is one node of the graph, since on small ones autograd costs as much as the arithmetic.
+some size oneDNN takes half as long; on Intel's a tenth longer, and without AVX-512 up to five times as long. It also
+adds the bias and applies a ReLU on the way, where torch passes over the output again for each: on Intel's too it takes
+half as long once an output is too large for the cache. A whole MLP is one node of the graph, since on small ones
+autograd costs as much as the arithmetic.
 """
 
 from __future__ import annotations
@@ -21,19 +23,32 @@ from common.rl.processor import is_intel
 Activation = Literal["tanh", "relu"]
 # Multiply-adds below which calling oneDNN costs more than it saves.
 _WORTHWHILE = 1 << 19
+# Numbers of an output that a core's cache has no room for.
+_LARGE = 1 << 19
 _ONEDNN: bool = (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and not is_intel()
+    torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 )
+_INTEL = is_intel()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Gives x [N, I] @ weight [I, O] + bias [O], float32 on the CPU."""
-    if _ONEDNN and x.shape[0] * weight.numel() >= _WORTHWHILE:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.t(), bias, "none", [], "")
+def _to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if _INTEL:
+        return bias is not None and x.shape[0] * weight.shape[1] >= _LARGE
+    return x.shape[0] * weight.numel() >= _WORTHWHILE
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Gives x [N, I] @ weight [I, O] + bias [O], float32 on the CPU, and with `relu` no less than 0."""
+    if _ONEDNN and _to_onednn(x, weight, bias):
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight.t(), bias, "relu" if relu else "none", [], "")
         return y
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    y = torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    return y.relu_() if relu else y
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    y = _product(x, weight, bias, activation == "relu")
+    return tanh(y) if activation == "tanh" else y
 
 
 def _slope(gradient: Tensor, y: Tensor, activation: Activation) -> Tensor:
@@ -56,11 +71,12 @@ class _Stack(torch.autograd.Function):
         for member in range(len(layers[0])):
             y = x if x.ndim == 2 else x[member]
             for i in range(last + 1):
-                y = _product(y, layers[2 * i][member], layers[2 * i + 1][member][0])
-                if i < last:
-                    y = tanh(y) if activation == "tanh" else y.relu_()
+                weight, bias = layers[2 * i][member], layers[2 * i + 1][member][0]
+                if i == last:
+                    outputs.append(_product(y, weight, bias))
+                else:
+                    y = _layer(y, weight, bias, activation)
                     kept.append(y)
-            outputs.append(y)
         ctx.activation, ctx.count = activation, len(parameters)
         ctx.learns = any(p.requires_grad for p in parameters)
         ctx.save_for_backward(x, *parameters, *kept)
@@ -97,8 +113,7 @@ class _Tower(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, activation: Activation, *parameters: Tensor) -> Tensor:
         kept = [x]
         for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            y = _product(kept[-1], weight.t(), bias)
-            kept.append(tanh(y) if activation == "tanh" else y.relu_())
+            kept.append(_layer(kept[-1], weight.t(), bias, activation))
         ctx.activation, ctx.count = activation, len(parameters)
         ctx.save_for_backward(*parameters, *kept)
         return kept[-1]

@@ -27,12 +27,18 @@ from common.types import ArraySpec, EnvSpec, PolicySpec
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a policy says of an unroll: π over the first T rows, V of all T + 1, the state after each of V's core."""
+class Valued:
+    """What a policy's values of an unroll are: V of all T + 1 rows, and the state after each of V's core."""
 
-    distribution: Distribution
     values: Tensor
     hidden: State | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs(Valued):
+    """What a policy says of an unroll: its values, and π over the first T rows."""
+
+    distribution: Distribution
 
 
 def _flat(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,15 +163,27 @@ class Policy(Actor):
             valued = self._features(self.critic, inputs, last).reshape(*shape, -1)
             seen, hidden = _through(self.critic_core, valued, batch)
         acted = {name: x[:-1] for name, x in batch.observation.items()}
-        return Outputs(self._distribution(features[:-1], acted), self._values(seen), hidden)
+        return Outputs(self._values(seen), hidden, self._distribution(features[:-1], acted))
 
-    def values_of_final(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+    def valued(self, batch: Batch) -> Valued:
+        """Gives the values that `unroll` gives, without what only π needs."""
+        rows = _flat(self.rows(batch))
+        trunk, core = self._judging
+        features = self._features(trunk, self.inputs(rows), rows.get(LAST)).reshape(*batch.first.shape, -1)
+        features, hidden = _through(core, features, batch)
+        return Valued(self._values(features), hidden)
+
+    @property
+    def _judging(self) -> tuple[Trunk, Core | None]:
+        return (self.actor, self.core) if self.critic is None else (self.critic, self.critic_core)
+
+    def values_of_final(self, outputs: Valued, batch: Batch) -> Tensor | None:
         """Gives V [K] of a batch's true last observations, each seen after its step; None where it has none."""
         if batch.final_index is None:
             return None
         inputs = self.inputs(batch.final)
         last = None if self.last is None else self.last.of_final(batch)
-        trunk, core = (self.actor, self.core) if self.critic is None else (self.critic, self.critic_core)
+        trunk, core = self._judging
         features = self._features(trunk, inputs, last)
         if core is not None and outputs.hidden is not None:
             before = tuple(x.flatten(0, 1)[batch.final_index] for x in outputs.hidden)

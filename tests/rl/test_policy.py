@@ -160,6 +160,17 @@ def test_a_critic_apart_has_a_core_whose_state_acting_carries(record: Record) ->
         assert not torch.equal(state["critic_h"], state["h"])
 
 
+@kinds
+def test_values_alone_are_those_of_an_unroll(kind: str, record: Record) -> None:
+    policy = built(kind)
+    batch = recorded(policy, record)
+    alone, outputs = policy.valued(batch), policy.unroll(batch)
+    torch.testing.assert_close(alone.values, outputs.values, rtol=0, atol=0)
+    assert (alone.hidden is None) == (outputs.hidden is None)
+    for own, whole in zip(alone.hidden or (), outputs.hidden or (), strict=True):
+        torch.testing.assert_close(own, whole, rtol=0, atol=0)
+
+
 def test_actor_and_critic_apart_have_no_weight_in_common(record: Record) -> None:
     policy = built("lstm apart")
     batch = recorded(policy, record)

@@ -19,7 +19,7 @@ from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
 from common.rl.batch import Batch
 from common.rl.ops.returns import next_values
 from common.rl.ops.rewards import Clip, clipped
-from common.rl.policy import Outputs, Policy
+from common.rl.policy import Policy, Valued
 
 Metrics = dict[str, Tensor]
 # What a step of training gives: value targets [T, B], which of them were learned from (None: all), scalar metrics.
@@ -71,7 +71,7 @@ class ActorCritic:
         return reward + intrinsic, metrics
 
     @torch.no_grad()
-    def values(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    def values(self, outputs: Valued, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gives V before and after each step, [T, B] both, in the environment's units and without a gradient."""
         final = self.policy.values_of_final(outputs, batch)
         value = outputs.values.detach()

@@ -168,15 +168,16 @@ class _Surrogate:
     def _targets(self, batch: Batch, reward: Tensor) -> tuple[Tensor, Tensor, _Targets]:
         """Gives the value targets, how much of their variance the values explain, and what each step is trained on."""
         config, policy = self._config, self._core.policy
-        outputs = policy.unroll(batch)
-        value, after = self._core.values(outputs, batch)
-        step = (reward, value, after, batch.terminated, batch.truncated, batch.valid, config.discount, config.lam)
+        ends = (batch.terminated, batch.truncated, batch.valid, config.discount, config.lam)
         if self._thresholds is None:
-            advantage = gae(*step)
+            value, after = self._core.values(policy.valued(batch), batch)
+            advantage = gae(reward, value, after, *ends)
             target = value + advantage
         else:
+            outputs = policy.unroll(batch)
+            value, after = self._core.values(outputs, batch)
             log_ratio = outputs.distribution.log_prob(batch.action) - batch.extras["log_prob"]
-            traced = vtrace(log_ratio, *step, self._thresholds)
+            traced = vtrace(log_ratio, reward, value, after, *ends, self._thresholds)
             advantage, target = traced.unweighted, traced.target
         explained = losses.explained_variance(value, target, batch.valid)
         old = policy.normalized(value)
