@@ -72,8 +72,8 @@ RULES = """\
   which pass while unrolls wait. The error names the smallest value that works.
 - What falls with the job, `learner.lr_schedule`, `algorithm.clip_schedule`, `algorithm.noise.schedule` or an
   `algorithm.epsilon` without `steps`, wants `stop.steps`, `stop.frames` or `stop.seconds`.
-- `algorithm.importance` below 1 wants one of them too, with a `prioritized` table of transitions: it rises
-  to 1 by their end.
+- `algorithm.importance` below 1 wants one of them too, with a table of transitions that is `prioritized` or has
+  `newest`: it rises to 1 by their end.
 - What another setting leaves unread must stay at its default: `algorithm.noise.theta` of Gaussian noise, `v_max` of a
   `head` that is no `c51`, `algorithm.epsilon.end` with `actors`; `learner.alpha` wants `rmsprop`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.

@@ -59,7 +59,7 @@ def check_schedules(settings: BaseModel, stop: StopConfig) -> None:
 
 def _check_importance(settings: BaseModel, table: TableConfig, stop: StopConfig) -> None:
     # What trains on sequences keeps its exponent; where all items are as likely, the weights are 1 whatever it is.
-    rises = table.kind == "prioritized" and not table.sequence
+    rises = (table.kind == "prioritized" or table.newest > 0) and not table.sequence
     start = getattr(settings, "importance", 1.0)
     if rises and start < 1.0 and not _has_budget(stop):
         text = f"algorithm.importance={start} has no end at which it would be 1"

@@ -230,7 +230,11 @@ def test_importance_that_would_never_rise_is_refused_at_start(algorithm: dict[st
     trainer(**job | {"algorithm": {**algorithm, "importance": 1.0}})
     trainer(**job | {"stop": {"seconds": 9}})
     # Every item is as likely: the weights are 1, whatever their exponent.
-    trainer(**job | {"replay": {"tables": {"experience": {"kind": "uniform", "capacity": 100}}}})
+    uniform = {"kind": "uniform", "capacity": 100}
+    trainer(**job | {"replay": {"tables": {"experience": uniform}}})
+    # But for the newest, which a share of each draw makes likelier.
+    with pytest.raises(ConfigError, match=text):
+        trainer(**job | {"replay": {"tables": {"experience": {**uniform, "newest": 0.5}}}})
 
 
 def test_a_table_that_keeps_back_more_than_the_burn_in_is_refused_at_start() -> None:
