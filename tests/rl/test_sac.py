@@ -67,11 +67,11 @@ def test_the_actor_goes_where_the_critics_rise() -> None:
         assert mean == pytest.approx(sign * 0.01, abs=1e-5)
 
 
-@pytest.mark.parametrize(("log_std", "target", "sign"), [(0.0, None, -1.0), (-4.0, None, 1.0), (0.0, 2.0, 1.0)])
+@pytest.mark.parametrize(("log_std", "target", "sign"), [(0.0, None, -1.0), (-4.0, None, 1.0), (-1.0, 0.5, 1.0)])
 def test_the_temperature_falls_where_there_is_entropy_to_spare(
     log_std: float, target: float | None, sign: float
 ) -> None:
-    # Entropies of 0.67 and -2.6 nats; a Box of one component aims at -1.
+    # Entropies of 0.67, -2.6 and about 0.3 nats; a Box of one component aims at -1.
     online = critics([[0.0], [0.0]])
     _, sac = build("sac", BOX, [0.0, log_std], online, online, temperature=0.2, target_entropy=target)
     batch = transitions([0.0] * 64, [0.0] * 64, [0.0] * 64)
@@ -263,6 +263,9 @@ def test_an_action_does_not_depend_on_who_shares_its_batch() -> None:
             {"learn_temperature": False, "target_entropy": -3.0},
             "algorithm.target_entropy=-3.0 does nothing with algorithm.learn_temperature=false",
         ),
+        # log 2 both: of two choices, and of a box two wide.
+        (TWO, {"target_entropy": 0.7}, "algorithm.target_entropy=0.7 is more than any policy has, .* 0.6931 nats"),
+        (BOX, {"target_entropy": 0.7}, "algorithm.target_entropy=0.7 is more than any policy has, .* 0.6931 nats"),
         (ActionSpec("multi_binary", "<i8", (2,), (2, 2)), {}, "takes Box actions"),
         (BOX, {"tua": 0.1}, "did you mean tau"),
     ],

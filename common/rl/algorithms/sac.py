@@ -105,6 +105,11 @@ def _read(algorithm: Mapping[str, Any], env: EnvSpec) -> SACConfig:
         raise ConfigError(f"algorithm.quantiles={config.quantiles} wants Box actions", "set it to 0, or choose dqn")
     if config.quantiles and config.drop >= config.quantiles:
         raise ConfigError(f"algorithm.drop={config.drop} leaves none of {config.quantiles} quantiles", "lower it")
+    # Of the uniform policy, over choices or within ±1: short of it for ever, the temperature would grow without end.
+    most = math.log(env.action.n[0]) if env.action.kind == "discrete" else env.action.size * math.log(2.0)
+    if config.target_entropy is not None and config.target_entropy > most:
+        text = f"algorithm.target_entropy={config.target_entropy} is more than any policy has, which is {most:.4g} nats"
+        raise ConfigError(text, "lower it")
     return config
 
 
