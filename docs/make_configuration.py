@@ -75,7 +75,8 @@ RULES = """\
 - `algorithm.importance` below 1 wants one of them too, with a table of transitions that is `prioritized` or has
   `newest`: it rises to 1 by their end.
 - What another setting leaves unread must stay at its default: `algorithm.noise.theta` of Gaussian noise, `v_max` of a
-  `head` that is no `c51`, `algorithm.epsilon.end` with `actors`; `learner.alpha` wants `rmsprop`.
+  `head` that is no `c51`, `algorithm.epsilon.end` with `actors`, `algorithm.importance` where the table is
+  not prioritized; `learner.alpha` wants `rmsprop`.
 - tcp off the loopback wants `net.keys`, or `net.security=plain`.
 - `ipc://` paths may have 100 bytes at most.
 - Start all processes of one job with the same settings. Only `net` and `metrics` may differ between them.

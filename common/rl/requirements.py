@@ -43,6 +43,7 @@ def check_job(config: Config) -> None:
             text = f"learner.replayed.table={mixed!r} mixes in steps of any age: algorithm.vtrace=false corrects no age"
             raise ConfigError(text, "leave it empty, or set algorithm.vtrace to true")
         check_schedules(settings, config.stop)
+        _check_priorities(settings, name, table)
         _check_importance(settings, table, config.stop)
         if table.burn_in > (own := getattr(settings, "burn_in", 0)):
             text = f"replay.tables.{name}.burn_in={table.burn_in} keeps back what algorithm.burn_in={own} learns from"
@@ -55,6 +56,18 @@ def check_schedules(settings: BaseModel, stop: StopConfig) -> None:
         return
     for key, value, instead in _falling(settings, "algorithm"):
         raise ConfigError(f"{key}={value} has no end to fall to", f"set stop.steps, frames or seconds, or {instead}")
+
+
+def _check_priorities(settings: BaseModel, name: str, table: TableConfig) -> None:
+    """Raises ConfigError for a key of priorities that is set where the table has none."""
+    if table.kind == "prioritized":
+        return
+    # What `newest` makes likelier is weighed too.
+    for key in ("actor_priorities", "largest", *(() if table.newest else ("importance",))):
+        info = type(settings).model_fields.get(key)
+        if info is not None and (value := getattr(settings, key)) != info.default:
+            text = f"algorithm.{key}={value} does nothing with replay.tables.{name}.kind={table.kind}"
+            raise ConfigError(text, "leave it out, or set the table's kind to prioritized")
 
 
 def _check_importance(settings: BaseModel, table: TableConfig, stop: StopConfig) -> None:

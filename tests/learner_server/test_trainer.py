@@ -237,6 +237,27 @@ def test_importance_that_would_never_rise_is_refused_at_start(algorithm: dict[st
         trainer(**job | {"replay": {"tables": {"experience": {**uniform, "newest": 0.5}}}})
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ({"name": "dqn", "importance": 0.5}, r"importance=0\.5"),
+        ({"name": "sac", "importance": 1.0}, r"importance=1\.0"),
+        ({"name": "dqn", "actor_priorities": True}, "actor_priorities=True"),
+        ({"name": "r2d2", "largest": 0.5}, r"largest=0\.5"),
+    ],
+)
+def test_a_key_of_priorities_is_refused_where_the_table_has_none(algorithm: dict[str, Any], words: str) -> None:
+    kinds = {"kind": "uniform", "capacity": 400} | ({"sequence": 64, "period": 64} if "largest" in algorithm else {})
+    job: dict[str, Any] = {"replay": {"tables": {"experience": kinds}}, "algorithm": algorithm}
+    job |= {"learner": {"batch": 8}, "stop": {"steps": 9}, "network": {}}
+    text = rf"algorithm\.{words} does nothing with replay\.tables\.experience\.kind=uniform"
+    with pytest.raises(ConfigError, match=text):
+        trainer(**job)
+    if "importance" in algorithm:
+        # The newest are likelier than others, which the weights make good.
+        trainer(**job | {"replay": {"tables": {"experience": {**kinds, "newest": 0.5}}}})
+
+
 def test_a_table_that_keeps_back_more_than_the_burn_in_is_refused_at_start() -> None:
     sequences = {"kind": "prioritized", "capacity": 100, "sequence": 9, "period": 64, "burn_in": 4}
     job: dict[str, Any] = {"replay": {"tables": {"experience": sequences}}, "network": {"name": "mlp", "lstm": 4}}
