@@ -26,6 +26,7 @@ from common import log as logs
 from common.allocator import keep_freed_memory
 from common.config import Config, service_arguments
 from common.errors import ConfigError, Finished, HeadraceError
+from common.files import write_whole
 from common.messages import PROTOCOL, Hello, Welcome
 from common.metrics import ServiceMetrics
 from common.transport.client import Client
@@ -169,7 +170,7 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     if arguments.announce is not None:
         host = arguments.config.metrics.host
         here = "127.0.0.1" if host in ("", "0.0.0.0") else host
-        write_atomically(arguments.announce, f"http://{here}:{http.server_port}")
+        write_whole(arguments.announce, f"http://{here}:{http.server_port}")
     try:
         return _run_loop(context, run)
     finally:
@@ -264,10 +265,3 @@ def serve_http(context: Context) -> ThreadingHTTPServer:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True).start()
     log.info("metrics on http://%s:%d/metrics", where.host, server.server_port)
     return server
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.rename(path)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from common.config import Config
 from common.errors import ConfigError
+from common.files import write_whole
 from services.control.targets import writing
 from services.learner_server.lock import claim
 
@@ -50,7 +51,7 @@ class RunDir:
         with _writing(str(self.path)):
             files = [self.path / name for name in _OWN]
             self._before = {file.name: file.read_text() for file in files if file.exists()}
-            _write(self.path / "config.yaml", self._config.to_yaml())
+            write_whole(self.path / "config.yaml", self._config.to_yaml())
             (self.path / "result.json").unlink(missing_ok=True)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -63,7 +64,7 @@ class RunDir:
             return
         for name in _OWN:
             if name in self._before:
-                _write(self.path / name, self._before[name])
+                write_whole(self.path / name, self._before[name])
             else:
                 (self.path / name).unlink(missing_ok=True)
 
@@ -106,17 +107,6 @@ def _free_dir(config: Config) -> Path:
 
 def _writing(where: str) -> AbstractContextManager[None]:
     return writing(f"run.dir={where!r} cannot take the run", "set run.dir to a directory with room where you may write")
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        fresh.write_text(text)
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
 
 
 def _word(section: Mapping[str, Any]) -> str:

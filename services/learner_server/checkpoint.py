@@ -7,7 +7,6 @@ A checkpoint is a directory, `checkpoints/<updates>/`, with `model.safetensors` 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import ConfigError, HeadraceError, ProtocolError
+from common.files import sync, write_whole
 from services.learner_server.lock import lives
 
 _TENSOR = "@tensor"
@@ -41,7 +41,7 @@ class Checkpoints:
     def next_ordinal(self) -> int:
         """Gives this learner life's number, one more than any before it, once that is safely stored."""
         ordinal = lives(self._run_dir) + 1
-        _write(self._run_dir / "ordinal", str(ordinal))
+        write_whole(self._run_dir / "ordinal", str(ordinal))
         return ordinal
 
     def save(self, state: Mapping[str, Any], updates: int, best: bool) -> None:
@@ -62,15 +62,15 @@ class Checkpoints:
         (partial / "state.json").write_text(json.dumps(_lift(state, "", tensors)))
         save_file(tensors, partial / "model.safetensors")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         if final.exists():
             # A learner that went back trains through the same numbers again: the newer life's word stands.
             final.rename(self._dir / f".{name}.old")
         partial.rename(final)
         shutil.rmtree(self._dir / f".{name}.old", ignore_errors=True)
-        _write(self._dir / "latest", name)
+        write_whole(self._dir / "latest", name)
         if best:
-            _write(self._dir / "best", name)
+            write_whole(self._dir / "best", name)
         self._prune()
 
     def load_latest(self) -> dict[str, Any] | None:
@@ -133,19 +133,3 @@ def _lower(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_lower(item, tensors) for item in value]
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    _sync(partial)
-    partial.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,9 +13,10 @@ from typing import Any
 
 from common.errors import ConfigError, HeadraceError, PeerLost
 from common.errors import Finished as JobFinished
+from common.files import write_whole
 from common.messages import Finish, Finished
 from common.rl.algorithms.base import NonFiniteUpdate
-from common.service import Context, connect, first_welcome, write_atomically
+from common.service import Context, connect, first_welcome
 from common.transport.client import Client
 from common.types import Arrays, EnvSpec
 from services.learner_server.feed import Draw, Feed
@@ -192,7 +193,7 @@ async def run(context: Context) -> None:
     run_dir = context.run_dir or Path(config.run.dir) / (config.run.name or time.strftime("by-hand-%m%d-%H%M%S"))
     with claim(run_dir):
         if not (run_dir / "config.yaml").exists():
-            write_atomically(run_dir / "config.yaml", config.to_yaml())
+            write_whole(run_dir / "config.yaml", config.to_yaml())
         log.info("run directory %s", run_dir)
         weights = WeightsServer(context)
         addresses = config.net.experience

@@ -59,3 +59,10 @@ def test_the_events_go_on_in_another_file(tmp_path: Path) -> None:
     record.finish("steps", 2)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert events.stat().st_size > 300
+
+
+def test_a_result_that_finds_no_room_leaves_no_half_of_it(tmp_path: Path) -> None:
+    record = Record(make_context(validate({}), "learner"), tmp_path)
+    with files_of_at_most(10), pytest.raises(OSError, match="too large"):
+        record.finish("steps", 2)
+    assert [path.name for path in tmp_path.iterdir() if "result" in path.name] == []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import write_whole
 from services.learner_server.logs.events import Events
 from services.learner_server.logs.progress import Progress
 
@@ -27,5 +28,5 @@ class Logger:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json and closes the files."""
-        (self._run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_whole(self._run_dir / "result.json", json.dumps(result, indent=2) + "\n")
         self._events.close()

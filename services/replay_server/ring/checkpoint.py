@@ -6,7 +6,6 @@ Knows nothing of what a table's state means: a tree of arrays and of what JSON h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common.files import sync
 from common.types import Arrays
 
 _ARRAY = "@array"
@@ -32,11 +32,7 @@ def commit(path: Path) -> None:
     """Puts what `write` wrote safely in the place of the checkpoint before it."""
     with _gone_if_it_fails(_partial(path)):
         for written in (_partial(path), path.parent):
-            descriptor = os.open(written, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(written)
         _partial(path).replace(path)
 
 
