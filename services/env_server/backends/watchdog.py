@@ -16,10 +16,13 @@ from contextlib import contextmanager
 log = logging.getLogger("headrace.env")
 
 EXIT_CODE = 70
+# Deadlines after which a step that keeps the interpreter's lock is ended, for nothing can then tell it from a process
+# that was stopped.
+LOCKED = 10
 
 
 class Watchdog:
-    """Watches each `step` from a thread; `deadline_s` is how long one may take."""
+    """Watches each `step` from a thread; `deadline_s` is how long one may take, while this process is not stopped."""
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
@@ -47,14 +50,18 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        went_on = now = time.monotonic()
         while not self._closed.is_set():
             # A step that keeps the interpreter's lock stops this thread too: then the timer, which needs no lock, runs
             # out and ends the process.
-            faulthandler.dump_traceback_later(self._deadline_s, exit=True)
+            faulthandler.dump_traceback_later(LOCKED * self._deadline_s, exit=True)
             self._closed.wait(self._deadline_s / 4)
-            now = time.monotonic()
+            before, now = now, time.monotonic()
+            if now - before > self._deadline_s / 2:
+                went_on = now  # the process was stopped, and its steps with it
             for name, since in list(self._running.values()):
-                if now - since > self._deadline_s:
+                took = now - max(since, went_on)
+                if took > self._deadline_s:
                     faulthandler.dump_traceback()
-                    log.critical("a step of %s has not come back for %.0f s (env.step_deadline_s)", name, now - since)
+                    log.critical("a step of %s has not come back for %.0f s (env.step_deadline_s)", name, took)
                     os._exit(EXIT_CODE)
