@@ -17,5 +17,4 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 24), (_ARENA_MAX, 1))
-    done = [mallopt(option, value) for option, value in settings]
-    return all(done)
+    return 0 not in [mallopt(option, value) for option, value in settings]

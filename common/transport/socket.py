@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +96,7 @@ class Socket:
         self._up = zmq.EVENT_ACCEPTED if serves else zmq.EVENT_HANDSHAKE_SUCCEEDED
         self._monitor: zmq.Socket[Any] = self._zmq.get_monitor_socket(self._up | zmq.EVENT_DISCONNECTED | _REFUSED)
         self._fds = (int(self._zmq.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD)))
+        self._claim = socket.socket(socket.AF_UNIX)
         self._draining = False
         self._closed = False
 
@@ -103,6 +106,9 @@ class Socket:
             if check_address(address, net):
                 (secure_server if self._serves else secure_client)(self._zmq, Path(net.keys))
             if self._serves:
+                if address.startswith("ipc:///") and sys.platform == "linux":
+                    # libzmq would take the file of another's socket away. An abstract name is free when its owner dies.
+                    self._claim.bind(f"\0{address}")
                 self._zmq.bind(address)
             else:
                 # On one machine asking often is cheap; across a network the interval doubles up to 2 s.
@@ -113,10 +119,10 @@ class Socket:
         except ConfigError:
             self.close()
             raise
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, OSError) as error:
             self.close()
-            text = f"cannot {'bind' if self._serves else 'connect'} {address}: {error}"
-            raise ConfigError(text, "choose another address") from error
+            text = f"cannot {'bind' if self._serves else 'connect'} {address}: {error.strerror}"
+            raise ConfigError(text, "stop who has it, or choose another address in net") from error
         self._loop.add_reader(self._fds[0], self._drain)
         self._loop.add_reader(self._fds[1], self._drain_monitor)
         self._loop.call_soon(self._drain)
@@ -150,6 +156,7 @@ class Socket:
             self._zmq.disable_monitor()
             self._monitor.close(0)
             self._zmq.close()
+            self._claim.close()
 
     def _readable(self) -> int:
         return int(self._zmq.getsockopt(zmq.EVENTS)) & _READABLE

@@ -39,8 +39,7 @@ class Batcher(Generic[Item]):
 
     def take(self) -> list[Item]:
         """Gives the next batch, oldest first: at most `max_size` rows, but always one request."""
-        batch: list[Item] = []
-        rows = 0
+        batch, rows = list[Item](), 0
         while self._queue and (not batch or (not self._alone and rows + self._queue[0][1] <= self._max_size)):
             item, size, _ = self._queue.popleft()
             batch.append(item)

@@ -21,10 +21,8 @@ class Tally:
         self._stop = stop
         self._streams: dict[int, tuple[int, int, int]] = {}
         self._trained: dict[int, int] = {}
-        self._returns: deque[float] = deque(maxlen=stop.episodes)
-        self._lengths: deque[int] = deque(maxlen=stop.episodes)
-        self.steps = self.frames = self.episodes = 0
-        self.trained_steps = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=stop.episodes)
+        self.steps = self.frames = self.episodes = self.trained_steps = 0
         self.seconds = 0.0
 
     def merge(self, arrays: Arrays) -> int:
@@ -36,8 +34,7 @@ class Tally:
         lives, unrolls = arrays["episode_origins"].T
         news = [n > self._streams.get(life, (0,))[0] for life, n in zip(lives.tolist(), unrolls.tolist(), strict=True)]
         returns, lengths = arrays["episode_returns"][news].tolist(), arrays["episode_lengths"][news].tolist()
-        self._returns.extend(returns)
-        self._lengths.extend(lengths)
+        self._recent.extend(zip(returns, lengths, strict=True))
         self.episodes += len(returns)
         for life, number, steps, frames in arrays["counters"].tolist():
             known = self._streams.get(life, (0, 0, 0))
@@ -59,17 +56,17 @@ class Tally:
     @property
     def episode_return(self) -> float:
         """Mean return of the last `stop.episodes` training episodes; NaN before the first ends."""
-        return sum(self._returns) / len(self._returns) if self._returns else float("nan")
+        return sum(total for total, _ in self._recent) / len(self._recent) if self._recent else float("nan")
 
     @property
     def episode_length(self) -> float:
         """Mean length of those episodes, in steps."""
-        return sum(self._lengths) / len(self._lengths) if self._lengths else float("nan")
+        return sum(steps for _, steps in self._recent) / len(self._recent) if self._recent else float("nan")
 
     def outcome(self) -> str | None:
         """Says which stop condition holds, if any: solved, steps, frames or seconds."""
         stop = self._stop
-        full = len(self._returns) == stop.episodes
+        full = len(self._recent) == stop.episodes
         if stop.episode_return is not None and full and self.episode_return >= stop.episode_return:
             return "solved"
         for name in _LIMITED:
@@ -86,15 +83,14 @@ class Tally:
         return {
             "streams": {str(life): list(totals) for life, totals in self._streams.items()},
             "trained": {str(life): number for life, number in self._trained.items()},
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
+            "returns": [total for total, _ in self._recent],
+            "lengths": [steps for _, steps in self._recent],
             **{name: getattr(self, name) for name in _TOTALS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._streams = {int(life): (n, steps, frames) for life, (n, steps, frames) in state["streams"].items()}
         self._trained = {int(life): number for life, number in state["trained"].items()}
-        self._returns = deque(state["returns"], maxlen=self._stop.episodes)
-        self._lengths = deque(state["lengths"], maxlen=self._stop.episodes)
+        self._recent = deque(zip(state["returns"], state["lengths"], strict=True), maxlen=self._stop.episodes)
         for name in _TOTALS:
             setattr(self, name, state[name])

@@ -761,6 +761,39 @@ async def test_an_address_in_use_is_a_config_error(bench: Bench) -> None:
             bench.server(address, Desk())
 
 
+SERVES = """
+import asyncio, sys
+from prometheus_client import CollectorRegistry
+from common.config import NetConfig
+from common.metrics import ServiceMetrics
+from common.transport.server import Server
+
+async def serve():
+    metrics = ServiceMetrics("x", CollectorRegistry())
+    server = Server(sys.argv[1], lambda ticket: ticket.welcome(), net=NetConfig(), metrics=metrics)
+    print(server.life, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+
+
+async def test_a_second_server_at_an_ipc_address_is_refused_until_the_first_one_has_died(
+    bench: Bench, ipc: str
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVES, ipc], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            life = int(await asyncio.to_thread(process.stdout.readline))
+            with pytest.raises(ConfigError, match=f"cannot bind {ipc}: Address already in use .*stop who has it"):
+                bench.server(ipc, Desk())
+            assert (await bench.client(ipc).welcome()).life == life
+        finally:
+            process.kill()
+    second = bench.server(ipc, Desk())
+    assert (await bench.client(ipc, "env-1", life=8).welcome()).life == second.life
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
