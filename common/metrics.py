@@ -86,8 +86,7 @@ class InferenceMetrics:
 
 class ReplayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        p = "headrace_replay_"
-        t = ["table"]
+        p, t = "headrace_replay_", ["table"]
         self.items = Gauge(p + "items", "Items in the table", t, registry=registry)
         self.bytes = Gauge(p + "table_bytes", "Bytes held by the table", t, registry=registry)
         self.inserts = Counter(p + "inserts", "Unrolls inserted; steps of a ring", t, registry=registry)
@@ -97,6 +96,7 @@ class ReplayMetrics:
         self.blocked = Counter(p + "limiter_blocked_seconds", "Time held back", ["table", "side"], registry=registry)
         self.discarded = Counter(p + "discarded_unrolls", "Unrolls discarded as stale", t, registry=registry)
         self.stale = Counter(p + "stale_priorities", "Priorities whose items were gone", t, registry=registry)
+        self.spoilt = Counter(p + "spoilt_steps", "Steps left out as not finite", t, registry=registry)
         self.queue_depth = Gauge(p + "queue_depth", "Inserts waiting for room", t, registry=registry)
 
 

@@ -196,7 +196,7 @@ class ReplayServer:
         m = self._metrics
         ring = self._rings.get(name)  # a fifo table has zeros: a panel without data looks broken
         counts = {m.inserts: table.inserts, m.samples: table.samples, m.discarded: table.discarded}
-        counts[m.stale] = ring.stale if ring else 0
+        counts[m.stale], counts[m.spoilt] = (ring.stale, ring.spoilt) if ring else (0, 0)
         totals: dict[Counter, float] = {counter.labels(name): count for counter, count in counts.items()}
         totals |= {m.blocked.labels(name, side): seconds for side, seconds in table.blocked_seconds.items()}
         m.ahead.labels(name).set(ring.ahead if ring else 0)

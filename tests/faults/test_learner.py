@@ -47,6 +47,22 @@ async def test_skipped_updates_neither_stop_nor_stall_an_asynchronous_job(tmp_pa
         assert result["trained_steps"] < result["steps"] - 10 * 64
 
 
+async def test_a_ring_leaves_out_what_is_not_finite_and_costs_no_update(tmp_path: Path) -> None:
+    ring = {"kind": "uniform", "capacity": 20_000, "min_size": 500, "samples_per_insert": 4.0, "discount": 0.99}
+    tree = BASE | {
+        "env": {**BASE["env"], "id": "paced:poisoned_cartpole"},
+        "algorithm": {"name": "dqn"},
+        "replay": {"tables": {"experience": ring | {"error_buffer": 2000.0}}},
+        "learner": {"batch": 32, "on_nan": "stop"},
+        "stop": {"steps": 4_000},
+    }
+    with Job(write_config(tmp_path / "config.yaml", tree), tmp_path / "run") as job:
+        assert await job.ended() == 0, job.text()
+        assert job.result()["outcome"] == "steps"
+    said = (tmp_path / "run" / "logs" / "replay-0.log").read_text()
+    assert said.count("table experience leaves out steps that are not finite, the first one step ") == 1
+
+
 async def test_a_learner_that_is_to_stop_at_what_is_not_finite_ends_and_names_it(tmp_path: Path) -> None:
     with short_dir() as sockets:
         more = {"env": {**BASE["env"], "id": "paced:poisoned_cartpole"}, "learner": {"on_nan": "stop"}}

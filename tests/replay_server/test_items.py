@@ -476,3 +476,68 @@ def test_every_unroll_drawn_is_one_that_was_inserted(data: st.DataObject, unroll
             if (t * 16 + i) in finals:
                 assert finals[t * 16 + i].reshape(-1).tolist()[-1] == step.after[-1]
                 assert not drawn["valid"][t, i] or finals[t * 16 + i].reshape(-1).tolist() == list(step.after)
+
+
+def test_an_episode_is_cut_before_a_step_whose_reward_is_not_finite() -> None:
+    table = table_of(4, 100, n_step=3, discount=0.5)
+    put(table, line([1, 2, np.nan, 8]))
+    put(table, line([16, 32, 64, 128], number=2))
+    assert returns(table) == {
+        10.0: (2.0, 0.25, 12.0),
+        11.0: (2.0, 0.5, 12.0),
+        13.0: (24.0, 0.125, 22.0),
+        20.0: (48.0, 0.125, 23.0),
+        21.0: (96.0, 0.125, 24.0),
+    }
+    assert (table.inserts, table.spoilt) == (7, 1)
+    assert table.first_spoilt == "step 2 of environment 0 in unroll 1 of env-0/0"
+
+
+def test_nothing_goes_on_into_an_unroll_whose_first_reward_is_not_finite() -> None:
+    table = table_of(4, 100, n_step=3, discount=0.5)
+    put(table, line([1, 2, 4, 8]))
+    put(table, line([np.inf, 32, 64, 128], number=2))
+    assert returns(table) == {10.0: (3.0, 0.125, 13.0), 11.0: (6.0, 0.125, 14.0), 21.0: (96.0, 0.125, 24.0)}
+
+
+def test_neither_the_step_from_nor_the_step_to_an_observation_that_is_not_finite_is_drawn() -> None:
+    table = table_of(4, 100, discount=0.5)
+    first, second = line([1, 2, 4, 8]), line([16, 32, 64, 128], number=2)
+    first.arrays["observation.obs"][[1, 4]] = second.arrays["observation.obs"][0] = np.nan
+    for unroll in (first, second):
+        put(table, unroll)
+    assert set(returns(table)) == {12.0, 21.0, 22.0, 23.0}
+
+
+def test_a_last_observation_that_is_not_finite_costs_its_step_alone() -> None:
+    table = table_of(4, 100, discount=0.5)
+    unroll = line([1, 2, 4, 8], truncated=[1])
+    unroll.arrays["final.obs"][0] = np.nan
+    put(table, unroll)
+    assert returns(table) == {10.0: (1.0, 0.5, 11.0), 12.0: (4.0, 0.5, 13.0), 13.0: (8.0, 0.5, 14.0)}
+
+
+@pytest.mark.parametrize(
+    "kind", [{"n_step": 3, "discount": 0.9}, {"sequence": 6, "period": 4}, {"kind": "unrolls"}], ids=str
+)
+@pytest.mark.parametrize("frames", [1, 2])
+def test_no_item_has_anything_that_is_not_finite(kind: dict[str, object], frames: int) -> None:
+    table, random = table_of(4, 400, **kind), np.random.default_rng(5)
+    for number in range(1, 30):
+        arrays: Arrays = {
+            "observation.obs": random.normal(size=(4 + frames, 3, 2)).astype(np.float32),
+            "first": random.random((5, 3)) < 0.1,
+            "action": np.zeros((4, 3), np.int64),
+            "reward": random.normal(size=(4, 3)).astype(np.float32),
+            "terminated": random.random((4, 3)) < 0.1,
+            "truncated": np.zeros((4, 3), np.bool_),
+            "valid": np.ones((4, 3), np.bool_),
+            "state.core": np.zeros((3, 2), np.float32),
+            "reward_before": np.zeros(3, np.float32),
+            "versions": np.zeros(4, np.int64),
+        }
+        for name in ("observation.obs", "reward", "state.core", "reward_before"):
+            arrays[name][random.random(arrays[name].shape) < 0.03] = random.choice([np.nan, np.inf, -np.inf])
+        put(table, Unroll("env-0/0", 1, number, 0, arrays))
+    assert table.spoilt > 10
+    assert all(np.isfinite(array).all() for array in draw(table, 2000).values())

@@ -27,6 +27,7 @@ class RingKeeper:
         self._empty = dict.fromkeys(rings, "there is no checkpoint yet" if written else "replay.checkpoint_s is 0")
         self._lost = dict.fromkeys(rings, 0)
         self._sized: set[str] = set()
+        self._spoilt: set[str] = set()
         for name in rings:
             tell_of_uneven_shards(name, context.config, context.index)
 
@@ -66,7 +67,8 @@ class RingKeeper:
             self._context.health.say(f"table {name} has no new checkpoint: {error}")
 
     def say_news(self) -> None:
-        """Says aloud which rings keep fewer steps than their capacity, and which have missed what was inserted."""
+        """Says aloud which rings keep fewer steps than their capacity, which have missed what was inserted, and which
+        were given steps that are not finite."""
         for name, table in self._rings.items():
             limit = self._context.config.replay.tables[name].max_bytes
             if limit and table.capacity and name not in self._sized:
@@ -75,6 +77,10 @@ class RingKeeper:
                     f"table {name} keeps {table.capacity} steps: that many fit into {limit} bytes "
                     f"(replay.tables.{name}.max_bytes)"
                 )
+            if table.first_spoilt and name not in self._spoilt:
+                self._spoilt.add(name)
+                said = f"leaves out steps that are not finite, the first one {table.first_spoilt}"
+                self._context.health.say(f"table {name} {said} (mend the environment: it gives inf or nan)")
             # What a ring holds is never more than its capacity.
             lost = min(table.lost, table.capacity) if name in self._empty else table.lost
             if lost > self._lost[name]:

@@ -22,6 +22,7 @@ from services.replay_server.ring.budget import Budget, Contents
 from services.replay_server.ring.rate_limiter import RateLimiter
 from services.replay_server.ring.requirements import least_capacity
 from services.replay_server.ring.selectors import selector_of
+from services.replay_server.ring.spoilt import without_spoilt
 from services.replay_server.ring.storage import Layout, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
@@ -48,7 +49,8 @@ class RingTable:
     With `config.max_bytes` as many of them as fit, which must be `least`; `capacity` says how many steps that are.
     `largest_insert` (steps) and `largest_sample` (items) bound one request where `samples_per_insert` couples both
     sides. `inserts` counts valid steps ever stored, `samples` items ever drawn, `stale` keys of priorities that came
-    too late, `lost` steps that were inserted before this process and are not here, as far as streams that go on tell.
+    too late, `lost` steps that were inserted before this process and are not here, as far as streams that go on tell,
+    `spoilt` steps that are left out since they are not finite, and `first_spoilt` which was the first.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class RingTable:
         self._held: tuple[str, ...] = ()
         self._polled = 0.0
         self.blocked_seconds = {"insert": 0.0, "sample": 0.0}
-        self.discarded = self.stale = self.lost = 0
+        self.discarded = self.stale = self.lost = self.spoilt = 0
+        self.first_spoilt = ""
 
     @property
     def capacity(self) -> int:
@@ -300,14 +303,16 @@ class RingTable:
             # Until an item is complete no draw can make room.
             if self.size and not self._limiter.may_insert(n):
                 return None
-            self._store(unroll, stream)
-            self._limiter.inserted(n)
+            self._limiter.inserted(self._store(unroll, stream))
         self._parked.popleft()
         return Stored(token, 0)
 
-    def _store(self, unroll: Unroll, stream: _Stream | None) -> None:
+    def _store(self, unroll: Unroll, stream: _Stream | None) -> int:
+        """Puts an unroll into the ring; gives the steps of it that items may hold."""
         assert self._contents is not None
         storage, items = self._contents
+        arrays, spoilt = without_spoilt(unroll.arrays)
+        self._count_spoilt(unroll, spoilt)
         steps, columns = unroll.arrays["reward"].shape
         if stream is None or stream.life != unroll.life:
             stream = _Stream(unroll.life)
@@ -315,14 +320,23 @@ class RingTable:
         # Once anything was evicted, a stream that is not known may have been forgotten: it says nothing.
         if unroll.slot in self._streams or not storage.oldest:
             self.lost += max(0, missed) * steps * columns
-        if missed or stream.ids is None or len(stream.ids) != columns:
+        # Of a first step that is left out the unroll before knows nothing: no item goes on from there to here.
+        if missed or spoilt[0].any() or stream.ids is None or len(stream.ids) != columns:
             stream = _Stream(unroll.life)
         stream.number = unroll.number
-        stream.ids, overwritten = storage.put(unroll.arrays, stream.ids)
+        stream.ids, overwritten = storage.put(arrays, stream.ids)
         for positions in overwritten:
             self._selector.clear(positions)
         self._selector.add(*items.complete(stream.ids, unroll.number, stream.memory))
         self._remember(unroll.slot, stream, storage.oldest)
+        return int(np.count_nonzero(arrays["valid"]))
+
+    def _count_spoilt(self, unroll: Unroll, spoilt: np.ndarray) -> None:
+        if spoilt.any():
+            t, env = (int(x) for x in np.argwhere(spoilt)[0])
+            where = f"step {t} of environment {unroll.first_env + env} in unroll {unroll.number} of {unroll.slot}"
+            self.first_spoilt = self.first_spoilt or where
+            self.spoilt += int(np.count_nonzero(spoilt & unroll.arrays["valid"]))
 
     def _remember(self, slot: str, stream: _Stream, oldest: int) -> None:
         """Puts a stream behind the others, and forgets those of which nothing is left: they come and go."""
