@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgpack
 from pydantic import BaseModel
 
+from common.codec import MAX_HEADER_BYTES
 from common.config import Config, StopConfig, TableConfig
 from common.errors import ConfigError
 from common.rl.algorithms.base import Batches
@@ -16,7 +18,12 @@ from common.rl.exploration import EpsilonConfig
 from common.rl.goals import check_hindsight_reward
 from common.rl.registry import named_algorithm, settings_model
 from common.rl.settings import read_settings
+from common.types import EnvSpec, PolicySpec
 
+# The arrays of an unroll, besides those of the specs: of (steps, environments), and of lengths that vary.
+_PER_STEP = ("first", "reward", "terminated", "truncated", "valid", "versions", "reward_before")
+_PER_EPISODE = dict.fromkeys(("final_index", "episode_returns", "episode_lengths"), (1 << 31,))
+_REST_BYTES = 1 << 16  # what else is in a Batch's header, such as the names of missing groups
 _KINDS = {"unrolls": "fifo", "transitions": "uniform or prioritized", "sequences": "prioritized, with a sequence"}
 
 
@@ -48,6 +55,27 @@ def check_job(config: Config) -> None:
         if table.burn_in > (own := getattr(settings, "burn_in", 0)):
             text = f"replay.tables.{name}.burn_in={table.burn_in} keeps back what algorithm.burn_in={own} learns from"
             raise ConfigError(text, f"set it to {own}")
+
+
+def check_batch(config: Config, env: EnvSpec, policy: PolicySpec) -> None:
+    """Raises ConfigError where a batch has more unrolls than one message can name the arrays of."""
+    if config.replay.tables[config.learner.table].kind != "fifo":
+        return
+    groups = config.env.servers * config.env.groups
+    unrolls = config.learner.batch or groups
+    steps, envs = config.rollout.unroll, config.env.envs
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_STEP, (steps + 1, envs)) | dict(_PER_EPISODE)
+    shapes |= {"action": (steps, envs, *env.action.shape)}
+    for seen in env.observations:
+        shapes[f"observation.{seen.name}"] = (steps + seen.stack, envs, *seen.shape)
+        shapes[f"final.{seen.name}"] = (steps * envs, *seen.shape)
+    shapes |= {f"extras.{extra.name}": (steps, envs, *extra.shape) for extra in policy.extras}
+    shapes |= {f"state.{state.name}": (envs, *state.shape) for state in policy.state}
+    each = sum(len(msgpack.packb((f"{unrolls}/{name}", "<f4", shape))) for name, shape in shapes.items())
+    if unrolls > (most := (MAX_HEADER_BYTES - _REST_BYTES) // each):
+        key = "learner.batch" if config.learner.batch else "env.groups times env.servers"
+        text = f"{key}={unrolls} is more unrolls than a message can carry, each with {len(shapes)} arrays"
+        raise ConfigError(text, f"set it to {most} or less, and rollout.unroll or env.envs higher instead")
 
 
 def check_schedules(settings: BaseModel, stop: StopConfig) -> None:

@@ -17,7 +17,7 @@ from common.rl.algorithms.base import NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import Batch, to_batch
 from common.rl.registry import named_algorithm
 from common.rl.replayed import Transitions, to_transitions
-from common.rl.requirements import check_job
+from common.rl.requirements import check_batch, check_job
 from common.rl.stacks import stack
 from common.rl.transfer import device_of
 from common.types import Arrays, EnvSpec, make_version, show_version
@@ -70,11 +70,11 @@ class Trainer:
         algorithm, options = named_algorithm(config.algorithm)
         check_job(config)
         self.policy = algorithm.make_actor(options, config.network, env, config.run.seed).to(self._device)
+        check_batch(config, env, self.policy.spec)
         self.algorithm = algorithm(options, optimizer, self.policy, config.run.seed)
         self._specs = env.to_wire(), self.policy.spec.to_wire()
         self.layout = json.dumps([config.network, weights_layout(self.policy)])
-        self.ordinal = ordinal
-        self.updates = 0
+        self.ordinal, self.updates = ordinal, 0
 
     @property
     def version(self) -> int:

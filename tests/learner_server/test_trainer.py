@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.codec import Envelope, encode
 from common.config import validate
 from common.errors import ConfigError, HeadraceError, ProtocolError
+from common.messages import Batch
 from common.rl.actor import Actor
 from common.rl.algorithms.base import Batches, NonFiniteUpdate, OptimizerConfig
 from common.rl.replayed import Transitions
@@ -387,3 +390,27 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs() -> None:
     other = trainer(network={"name": "mlp", "hidden": [16]})
     with pytest.raises(ConfigError, match=r"the checkpoint is of another network .*size mismatch"):
         trainer().load_state_dict(other.state_dict())
+
+
+def test_a_batch_of_more_unrolls_than_a_message_can_name_is_refused_and_a_smaller_one_can_be_sent() -> None:
+    tree = {
+        "env": {"envs": 1},
+        "rollout": {"unroll": 1},
+        "replay": {"max_policy_lag": 4, "tables": {"experience": {"kind": "fifo", "capacity": 9000}}},
+        "learner": {"batch": 4000},
+    }
+    with pytest.raises(ConfigError, match=r"learner\.batch=4000 .*set it to (\d+) or less") as refused:
+        Trainer(validate(tree), SPEC, 1)
+    most = int(refused.value.remedy.split()[3])
+    trainer = Trainer(validate(tree | {"learner": {"batch": most}}), SPEC, 1)
+    unroll: Arrays = {name: np.zeros((1, 1), np.bool_) for name in ("terminated", "truncated", "valid")}
+    unroll |= {f"extras.{extra.name}": np.zeros((1, 1, *extra.shape)) for extra in trainer.policy.spec.extras}
+    unroll |= {"observation.obs": np.zeros((2, 1, 3), np.float32), "final.obs": np.zeros((1, 3), np.float32)}
+    unroll |= {"first": np.zeros((2, 1), np.bool_), "reward": np.zeros((1, 1), np.float32)}
+    unroll |= {"action": np.zeros((1, 1), np.int64), "reward_before": np.zeros(1, np.float32)}
+    unroll |= {"versions": np.zeros(1, np.int64), "final_index": np.zeros(1, np.int32)}
+    unroll |= {"episode_returns": np.zeros(1, np.float32), "episode_lengths": np.zeros(1, np.int32)}
+    for n, fits in ((most, True), (4000, False)):
+        arrays = {f"{i}/{name}": array for i in range(n) for name, array in unroll.items()}
+        with nullcontext() if fits else pytest.raises(ProtocolError, match="has a header of"):
+            encode(Batch(n, 0, 0.0, 0, arrays=arrays), Envelope(1, 1, 1, 0))
