@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 
 def set_up(name: str) -> None:
     """Sends the log of this process to stderr, each line led by `name`."""
     logging.basicConfig(
-        stream=sys.stderr,
         level=logging.INFO,
         format=f"%(asctime)s %(levelname).1s {name}: %(message)s",
         datefmt="%H:%M:%S",

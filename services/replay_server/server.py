@@ -52,6 +52,7 @@ class ReplayServer:
         self.keeper = RingKeeper(context, self._rings, self._poll)
         self.keeper.restore()
         self._counted: dict[Counter, float] = {}
+        self._polled, self._stopped_s = time.monotonic(), 0.0
         self._ledger = Ledger()
         self._spec: EnvSpec | None = None
         self._spec_of = ""
@@ -154,7 +155,11 @@ class ReplayServer:
         self._ledger.record(insert.life, (insert.number, insert.steps, insert.frames), insert.arrays)
 
     def _poll(self, name: str) -> None:
-        for answer in self._tables[name].poll(time.monotonic()):
+        now = time.monotonic()
+        # Nobody was late by the time in which this process itself was stopped.
+        self._stopped_s += max(0.0, now - self._polled - 10 * POLL_S)
+        self._polled = now
+        for answer in self._tables[name].poll(now - self._stopped_s):
             self._answer(name, answer)
 
     def _answer(self, name: str, answer: Answer) -> None:
