@@ -108,7 +108,8 @@ class Socket:
             if self._serves:
                 if address.startswith("ipc:///") and sys.platform == "linux":
                     # libzmq would take the file of another's socket away. An abstract name is free when its owner dies.
-                    self._claim.bind(f"\0{address}")
+                    folder = Path(address[6:]).parent.stat()  # not its path: there may be several, and other roots
+                    self._claim.bind(f"\0{folder.st_dev} {folder.st_ino} {Path(address).name[-64:]}")
                 self._zmq.bind(address)
             else:
                 # On one machine asking often is cheap; across a network the interval doubles up to 2 s.

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -787,6 +788,10 @@ async def test_a_second_server_at_an_ipc_address_is_refused_until_the_first_one_
             life = int(await asyncio.to_thread(process.stdout.readline))
             with pytest.raises(ConfigError, match=f"cannot bind {ipc}: Address already in use .*stop who has it"):
                 bench.server(ipc, Desk())
+            path = Path(ipc.removeprefix("ipc://"))
+            (path.parent / "link").symlink_to(path.parent)
+            with pytest.raises(ConfigError, match="Address already in use"):
+                bench.server(f"ipc://{path.parent}/link/{path.name}", Desk())
             assert (await bench.client(ipc).welcome()).life == life
         finally:
             process.kill()
