@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
 import pytest
-from jobs import short_dir
+from jobs import short_dir, until
 
 from common.config import validate
 from common.errors import PeerLost
-from common.messages import Batch, Sample
+from common.messages import Batch, Hello, Sample
 from common.service import connect, make_context
 from common.transport import client
 from common.transport.client import Client
+from common.transport.server import Server, Ticket
 from services.learner_server.shards.table import Shards
 
 LAG = 4
@@ -117,3 +119,42 @@ async def test_shards_of_which_none_was_there_for_too_long_are_given_up(
                 each.close()
     assert caught.value.exit_code == 3
     assert time.monotonic() - began >= 0.5
+
+
+async def test_the_time_in_which_a_learner_was_stopped_is_no_silence_of_its_replay_servers() -> None:
+    config = validate(
+        {
+            "replay": {"servers": 2, "tables": {"experience": {"kind": "uniform"}}},
+            "learner": {"batch": 1},
+            "net": {"deadline_s": 0.5, "give_up_s": 3.0},
+        }
+    )
+    batch = Batch(0, 1, 1.0, 0, (), {"keys": np.zeros(1, np.int64)})
+    asked: list[Ticket] = []
+
+    def answer(ticket: Ticket, parks: bool = False) -> None:
+        if isinstance(ticket.message, Hello):
+            ticket.welcome()
+        elif parks:
+            asked.append(ticket)
+        else:
+            ticket.reply(batch)
+
+    with short_dir() as path:
+        context = make_context(config, "learner")
+        where = [f"ipc://{path}/{n}" for n in range(2)]
+        servers = [Server(a, partial(answer, parks=True), net=config.net, metrics=context.metrics) for a in where]
+        clients = [connect(context, a, "replay", max_in_flight=1, replaceable=True) for a in where]
+        shards = Shards("experience", clients, config)
+        drawn = asyncio.create_task(shards.share_out(1, 1))
+        try:
+            await until(lambda: asked, "its request")
+            time.sleep(4.0)
+            for server in servers:
+                server.close()
+            servers = [Server(a, answer, net=config.net, metrics=context.metrics) for a in where]
+            assert (await asyncio.wait_for(drawn, 30))[0].batch.size == 1
+        finally:
+            await shards.close()
+            for each in (*clients, *servers):
+                each.close()

@@ -42,7 +42,8 @@ class Shards:
     def __init__(self, table: str, clients: Sequence[Client], config: Config) -> None:
         self._table, self._clients, self._max_lag = table, clients, config.replay.max_policy_lag
         self._deadline_s = config.replay.group_deadline_s if len(clients) > 1 else None
-        self._give_up_s, self._heard = config.net.give_up_s, 0.0
+        self._give_up_s, self._look_s = config.net.give_up_s, 2 * config.net.deadline_s
+        self._silent_s = self._looked = 0.0
         self._turn = 0
         self._random = np.random.default_rng(config.run.seed)
         # Priority masses and sizes as last heard: a ring's draws are shared out by the masses.
@@ -51,7 +52,7 @@ class Shards:
 
     async def next_batch(self, n: int, version: int) -> Part:
         """Gives `n` unrolls of a FIFO table, of one shard after the other."""
-        self._heard = time.monotonic()
+        self._hear()
         while True:
             idle = self._idle()
             if idle:
@@ -67,7 +68,7 @@ class Shards:
 
         Fewer come where a shard is lost or late; what comes late is part of a later draw.
         """
-        self._heard = time.monotonic()
+        self._hear()
         while True:
             parts = self._answered([shard for shard, task in self._owed.items() if task.done()])
             idle, rest = self._idle(), n - sum(len(part.batch.arrays["keys"]) for part in parts)
@@ -93,6 +94,9 @@ class Shards:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _hear(self) -> None:
+        self._silent_s, self._looked = 0.0, time.monotonic()
+
     def _idle(self) -> list[int]:
         """The shards to ask: those that are there and owe nothing; where none is there all that owe nothing."""
         idle = [shard for shard in range(len(self._clients)) if shard not in self._owed]
@@ -108,13 +112,15 @@ class Shards:
         except PeerLost:
             if len(self._clients) == 1:
                 raise
-            # A client counts from each request anew, and this one is asked again and again.
-            silent_s = time.monotonic() - self._heard
-            if silent_s >= self._give_up_s and not any(client.live for client in self._clients):
-                text = f"no replay-server has been there for {silent_s:.0f} s"
+            # A client counts from each request anew, and this one is asked again and again. A longer time between two
+            # looks is one in which this process itself was stopped.
+            now = time.monotonic()
+            self._silent_s, self._looked = self._silent_s + min(now - self._looked, self._look_s), now
+            if self._silent_s >= self._give_up_s and not any(client.live for client in self._clients):
+                text = f"no replay-server has been there for {self._silent_s:.0f} s"
                 raise PeerLost(text, "are they running? see net.give_up_s") from None
             return None
-        self._heard = time.monotonic()
+        self._hear()
         return Part(batch, shard, client.server_life, odds)
 
     async def _wait(self, until: str, timeout: float | None, among: Sequence[int] | None = None) -> list[int]:
