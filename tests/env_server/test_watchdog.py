@@ -32,7 +32,7 @@ async def test_the_time_in_which_a_process_was_stopped_is_no_hang_and_a_hang_aft
             assert await asyncio.to_thread(process.stdout.readline) == b"steps\n"
             process.send_signal(signal.SIGSTOP)
             stopped = time.monotonic()
-            await until(lambda: time.monotonic() > stopped + 5.0, "longer than a step may take")
+            await until(lambda: time.monotonic() > stopped + 3.0, "longer than a step may take")
             process.send_signal(signal.SIGCONT)
             went_on = time.monotonic()
             await until(lambda: process.poll() is not None or time.monotonic() > went_on + 1.0, "the next looks")

@@ -18,7 +18,7 @@ log = logging.getLogger("headrace.env")
 EXIT_CODE = 70
 # Deadlines after which a step that keeps the interpreter's lock is ended, for nothing can then tell it from a process
 # that was stopped.
-LOCKED = 10
+LOCKED = 2
 
 
 class Watchdog:
