@@ -349,9 +349,9 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
 
 
 def merge(tree: dict[str, Any], overlay: Mapping[str, Any]) -> None:
-    """Lays `overlay` over `tree`, in place; mappings merge, everything else replaces."""
+    """Lays `overlay` over `tree`, in place; mappings merge, everything else replaces, an empty mapping too."""
     for key, value in overlay.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+        if isinstance(value, Mapping) and value and isinstance(tree.get(key), dict):
             merge(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value

@@ -36,9 +36,10 @@ A job is one frozen config. It is made from these, the weakest first:
 3. environment variables: `HEADRACE_LEARNER__LR=3e-4` sets `learner.lr`. Two underscores are a dot; case is ignored.
 4. `key=value` on the command line: `learner.lr=3e-4`. The value is YAML, so `network.hidden=[128,128]` is a list.
 
-Mappings merge, everything else replaces. A key that does not exist, or a value out of bounds, ends the command at once
-with exit code 2; the error names the key, the value and the nearest valid key. `network`, `algorithm` and `env.kwargs`
-are read by the services that use them alone: there it ends the job soon after these have started, in the same way.
+Mappings merge, everything else replaces; an empty mapping, as in `env.kwargs={}`, empties the one below it. A key that
+does not exist, or a value out of bounds, ends the command at once with exit code 2; the error names the key, the value
+and the nearest valid key. `network`, `algorithm` and `env.kwargs` are read by the services that use them alone: there
+it ends the job soon after these have started, in the same way.
 
 `headrace train` writes the whole config to `config.yaml` in the run's directory. That file is what `--resume`,
 `evaluate` and `plot` read.

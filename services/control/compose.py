@@ -133,7 +133,7 @@ def _difference(tree: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
     found: dict[str, Any] = {}
     for key, value in tree.items():
         other = base.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
+        if isinstance(value, Mapping) and value and isinstance(other, Mapping):
             inner = _difference(value, other)
             if inner:
                 found[key] = inner

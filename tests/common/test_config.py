@@ -48,6 +48,13 @@ def test_sections_merge_and_lists_replace(tmp_path: Path) -> None:
     assert tree == {"a": {"b": 1, "c": [3]}}
 
 
+def test_an_empty_mapping_empties_what_it_is_laid_over(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"env": {"envs": 3, "kwargs": {"size": 9}}})
+    emptied = load(path, ["env.kwargs={}"], {})
+    assert (emptied.env.kwargs, emptied.env.envs) == ({}, 3)
+    assert load(path, ["env.kwargs={}", "env.kwargs.seed=1"], {}).env.kwargs == {"seed": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -246,13 +253,13 @@ FINITE = st.floats(1e-12, 1e12)
 def test_what_is_written_is_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory, name: str, number: float, opaque: dict[str, Any]
 ) -> None:
-    tree = {"run": {"name": name}, "learner": {"lr": number}, "algorithm": opaque, "env": {"kwargs": opaque}}
+    tree = {"run": {"dir": name}, "learner": {"lr": number}, "algorithm": opaque, "env": {"kwargs": opaque}}
     config = validate(tree)
     path = tmp_path_factory.getbasetemp() / "written.yaml"
     path.write_text(config.to_yaml())
-    # The defaults of an opaque section lie under it: what a run did not name is theirs.
-    again = load(path, (), {})
-    assert again == config.model_copy(update={"algorithm": {"name": "ppo", **opaque}, "network": {"name": "mlp"}})
+    # The defaults of an opaque section lie under it, unless it is empty: what a run did not name is theirs.
+    algorithm = {"name": "ppo", **opaque} if opaque else {}
+    assert load(path, (), {}) == config.model_copy(update={"algorithm": algorithm, "network": {"name": "mlp"}})
 
 
 def test_arguments_of_an_environment_come_back_as_whatever_yaml_made_of_them(tmp_path: Path) -> None:

@@ -77,3 +77,5 @@ def test_overlay_names_what_differs_and_nothing_else() -> None:
     overlay = overlay_of(config, Config())
     assert overlay == {"learner": {"lr": 0.5}, "algorithm": {"clip": 0.1}}
     assert yaml.safe_load(yaml.safe_dump(overlay)) == overlay
+    base = load(None, ["env.kwargs={size: 9}"], {})
+    assert overlay_of(Config(), base) == {"env": {"kwargs": {}}}
