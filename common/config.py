@@ -222,6 +222,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         tables = self.replay.tables
+        if (run := self.run.name) and (Path(run).name != run or run == ".." or "\0" in run):
+            raise ConfigError(f"run.name={run!r} is no name of a directory", "leave slashes out: run.dir is its place")
         for key, names in (("rollout.tables", self.rollout.tables), ("learner.table", (self.learner.table,))):
             for name in names:
                 if name not in tables:

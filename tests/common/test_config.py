@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -102,6 +103,14 @@ WRONG = [
     (["=3"], r"override '=3' is not key=value"),
     (["learner.lr=[1,"], r"override 'learner\.lr=\[1,': '\[1,' is not YAML"),
     (["run.name=2026-13-01"], r"override 'run\.name=2026-13-01': '2026-13-01' is not YAML \(quote it\)"),
+    *(
+        (
+            [f"run.name={name}"],
+            rf"run\.name='{re.escape(name)}' is no name of a directory \(leave slashes out: run\.dir",
+        )
+        for name in ("../x", "/x", "x/", "a/b", ".", "..")
+    ),
+    (['run.name="a\\0"'], r"run\.name='a\\x00' is no name of a directory"),
     (["env.kwargs={size: 3, size: 4}"], r"override 'env\.kwargs={size: 3, size: 4}': .* is not YAML"),
 ]
 
