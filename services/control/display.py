@@ -117,7 +117,7 @@ def line(s: Snapshot) -> str:
     """Writes a snapshot as one plain line; what is not well with a process comes last."""
     parts = [
         f"{clock(s.seconds):>6}",
-        f"{percent(s.progress):>4}",
+        *(() if s.progress is None else (f"{percent(s.progress):>4}",)),
         f"return {number(s.episode_return)}",
         f"steps {count(s.steps)} ({count(s.steps_s)}/s, trained {count(s.trained_steps_s)}/s)",
         f"frames {count(s.frames)}",
@@ -153,6 +153,9 @@ def _progress(s: Snapshot) -> RenderableType:
     grid.add_column(ratio=1)
     grid.add_column(justify="right", min_width=4)
     grid.add_column(justify="right", style="dim", min_width=24)
+    if s.progress is None:
+        grid.add_row("", "", clock(s.seconds))
+        return grid
     left = f", {clock(s.eta_s)} left" if s.eta_s is not None else ""
     colour = "green" if s.progress >= 1.0 else "cyan"
     bar = ProgressBar(total=1.0, completed=s.progress, complete_style=colour, finished_style="green")

@@ -26,6 +26,7 @@ SLOW_S = 1.0  # waiting for less than this is not news
 SILENT_S = 2.0  # a busy machine may miss a poll or two
 HISTORY = 512
 BUSY_SHARE = 0.4
+_LIMITS = "headrace_learner_stop_limit"
 _ADDRESS = re.compile(r" at \w+://[^\s:]+(:\d+)?")
 
 # What each role spends its time on; the busiest per process is what the job waits for.
@@ -54,7 +55,10 @@ class ProcessRow:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known of the job now. Counts are totals, rates per second; None is not known yet."""
+    """What is known of the job now. Counts are totals, rates per second; None is not known yet.
+
+    `progress` stays None where nothing but a signal ends the job.
+    """
 
     seconds: float = 0.0
     steps: float | None = None
@@ -67,7 +71,7 @@ class Snapshot:
     episode_return: float | None = None
     episode_length: float | None = None
     policy_lag: float | None = None
-    progress: float = 0.0
+    progress: float | None = None
     eta_s: float | None = None
     queues: tuple[tuple[str, float], ...] = ()
     bottleneck: str = ""
@@ -147,7 +151,7 @@ class Monitor:
             episode_return=learner.get("headrace_learner_episode_return") if episodes else None,
             episode_length=learner.get("headrace_learner_episode_length_steps") if episodes else None,
             policy_lag=learner.get("headrace_learner_policy_lag_max_versions"),
-            progress=self._points[-1][1]["progress"],
+            progress=self._progress(),
             eta_s=self._eta(),
             queues=tuple((word, depth) for word, name in QUEUES.items() if (depth := self._sum(name)) is not None),
             bottleneck=self._bottleneck(),
@@ -172,7 +176,9 @@ class Monitor:
             self._returns.append(self._learner.samples.get("headrace_learner_episode_return", 0.0))
             if len(self._returns) > HISTORY:
                 self._returns = self._returns[::2]
-        point["progress"] = self._progress()
+        if progress := self._progress():
+            # Known from the first update on too: the way to where a checkpoint was is no progress of this life.
+            point["progress"] = progress
         self._points.append((now, point))
         while now - self._points[0][0] > ETA_WINDOW_S:
             self._points.popleft()
@@ -189,15 +195,17 @@ class Monitor:
         # A process that started again counts from nothing, which is no negative speed.
         return max(0.0, (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
 
-    def _progress(self) -> float:
+    def _progress(self) -> float | None:
         """Gives how much of the job is done, 0 to 1: of its nearest limit, or of the way from its first return."""
+        if self.goal is None and total(self._learner.samples, _LIMITS) is None:
+            return None
         done = self._learner.samples.get("headrace_learner_progress_ratio", 0.0)
         if self.goal is not None and self._returns and self._returns[0] < self.goal:
             done = max(done, (self._returns[-1] - self._returns[0]) / (self.goal - self._returns[0]))
         return min(1.0, max(0.0, done))
 
     def _eta(self) -> float | None:
-        progress, rate = self._points[-1][1]["progress"], self._rate("progress", ETA_WINDOW_S)
+        progress, rate = self._points[-1][1].get("progress", 0.0), self._rate("progress", ETA_WINDOW_S)
         return (1.0 - progress) / rate if rate and 0.02 < progress < 1.0 else None
 
     def _bottleneck(self) -> str:

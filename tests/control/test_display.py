@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_a_plain_line_holds_every_figure_on_one_line() -> None:
         "1 min 07 s   48%  return 231.4  steps 87.2k (20.1k/s, trained 19.8k/s)  frames 349k  lag 0  eta 1 min 11 s  "
         "busiest learner  env-0 died, restarting"
     )
+
+
+def test_a_job_that_nothing_ends_has_no_percentage() -> None:
+    endless = replace(SHOT, progress=None, eta_s=None)
+    assert line(endless).startswith("1 min 07 s  return 231.4")
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(panel(JOB, endless))
+    text = console.export_text()
+    assert "%" not in text
+    assert "1 min 07 s" in text
 
 
 def test_plain_lines_come_every_five_seconds_and_notices_at_once() -> None:

@@ -40,7 +40,11 @@ async def test_rates_are_growth_per_second(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("services.control.monitor.time.monotonic", lambda: clock[0])
     for steps in (100.0, 400.0, 1300.0):
         await job.learner(
-            env_steps=steps, env_frames=4 * steps, trained_steps_total=steps / 2, progress_ratio=steps / 4000
+            env_steps=steps,
+            env_frames=4 * steps,
+            trained_steps_total=steps / 2,
+            progress_ratio=steps / 4000,
+            stop_limit=4000.0,
         )
         clock[0] += 2.0
     shot = job.monitor.snapshot
@@ -65,9 +69,10 @@ async def test_what_a_resumed_learner_had_before_is_no_speed(monkeypatch: pytest
     clock = [1000.0]
     monkeypatch.setattr("services.control.monitor.time.monotonic", lambda: clock[0])
     for steps in (0.0, 60_000.0, 64_000.0):
-        await job.learner(env_steps=steps)
+        await job.learner(env_steps=steps, progress_ratio=steps / 100_000, stop_limit=100_000.0)
         clock[0] += 2.0
     assert job.monitor.snapshot.steps_s == 2000.0
+    assert job.monitor.snapshot.eta_s == pytest.approx(18.0)
 
 
 async def test_return_is_unknown_until_an_episode_has_ended() -> None:
@@ -137,6 +142,16 @@ async def test_the_busiest_role_is_the_bottleneck_per_process(monkeypatch: pytes
             job.says[name] = Reading({"headrace_env_work_seconds_total": 0.5 * seconds}, HEALTHY)
         await job.learner(update_seconds_sum=0.6 * seconds)
     assert job.monitor.snapshot.bottleneck == "learner"
+
+
+async def test_a_job_that_nothing_ends_has_no_progress() -> None:
+    job = Job()
+    await job.monitor.poll()
+    assert job.monitor.snapshot.progress is None
+    await job.learner(env_steps=500.0, progress_ratio=0.0)
+    assert job.monitor.snapshot.progress is None
+    await job.learner(env_steps=500.0, progress_ratio=0.25, stop_limit=2000.0)
+    assert job.monitor.snapshot.progress == 0.25
 
 
 async def test_progress_is_that_of_the_nearest_end() -> None:
