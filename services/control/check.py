@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -24,7 +22,7 @@ from common.types import ActionSpec, ArraySpec
 from services.control.presets import kind_of
 from services.control.stepping import random_actions, step_rows
 from services.control.words import count
-from services.env_server.backends import Backend, make_backend
+from services.env_server.backends import Backend, make_backend, raised
 
 MEASURE_S = 1.0
 CHECK_EVERY = 16
@@ -113,9 +111,7 @@ def _named(env_id: str, call: str) -> Iterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"env.id={env_id!r}: its {call} raises {type(error).__name__}: {error}"
-        raise ConfigError(f"{text} ({Path(place.filename).name}:{place.lineno})", "mend the environment") from error
+        raise raised(env_id, call, error) from error
 
 
 def _show_array(array: ArraySpec) -> str:

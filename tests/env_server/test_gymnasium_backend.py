@@ -112,6 +112,12 @@ def not_an_env() -> str:
     return "no environment"
 
 
+def unbuildable(error: str = "", **_: Any) -> None:
+    raise {"ValueError": ValueError, "KeyError": KeyError, "OSError": OSError, "RuntimeError": RuntimeError}[error](
+        "no"
+    )
+
+
 def config(env_id: str, **kwargs: Any) -> EnvConfig:
     return EnvConfig(id=env_id, **kwargs)
 
@@ -409,3 +415,18 @@ def test_a_discrete_space_says_of_an_action_what_gymnasium_says() -> None:
     backend.reset(1, rows.observation)
     backend.step(np.array([0]), *rows)
     assert env.said == [True, False, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("error", ["ValueError", "KeyError"])
+def test_what_a_constructor_would_raise_again_is_a_wrong_setting(error: str) -> None:
+    env_id = f"{__name__}:unbuildable"
+    said = rf"env\.id='{env_id}': its constructor raises {error}: .*\(test_gymnasium_backend\.py:\d+\)"
+    with pytest.raises(ConfigError, match=said) as caught:
+        make_backend(config(env_id, kwargs={"error": error}), 1)
+    assert caught.value.remedy == "mend the environment, or env.kwargs"
+
+
+@pytest.mark.parametrize("error", ["OSError", "RuntimeError"])
+def test_what_may_pass_in_a_constructor_is_left_to_a_restart(error: str) -> None:
+    with pytest.raises((OSError, RuntimeError), match="no"):
+        make_backend(config(f"{__name__}:unbuildable", kwargs={"error": error}), 1)

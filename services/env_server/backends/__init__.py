@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from common.config import EnvConfig
+from common.errors import ConfigError
 from common.types import Arrays, EnvSpec
 
 
@@ -86,6 +89,18 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 )
 
 
+# What a constructor raises over its arguments, or by a mistake of its own, and would raise again in its next life.
+# Others may pass, as a simulator that is not up yet does: they cost a restart.
+_FOR_GOOD = (TypeError, ValueError, LookupError, AssertionError, AttributeError, NameError, SyntaxError)
+
+
+def raised(env_id: str, call: str, error: Exception) -> ConfigError:
+    """Gives the ConfigError that says what an environment's own `call` has raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"env.id={env_id!r}: its {call} raises {type(error).__name__}: {error}"
+    return ConfigError(f"{text} ({Path(place.filename).name}:{place.lineno})", "mend the environment, or env.kwargs")
+
+
 def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = None, at_least: bool = False) -> Backend:
     """Gives `num_envs` environments of `config.id`; raises ConfigError naming env.id or env.kwargs and the remedy.
 
@@ -93,6 +108,13 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     A native family that cannot honour `env.kwargs` or draw in `render_mode` leaves the id to Gymnasium; one that is
     asked for a mask from info refuses.
     """
+    try:
+        return _made(config, num_envs, render_mode, at_least)
+    except _FOR_GOOD as error:
+        raise raised(config.id, "constructor", error) from error
+
+
+def _made(config: EnvConfig, num_envs: int, render_mode: str | None, at_least: bool) -> Backend:
     # A simulator's library is loaded only where it is asked for, and its file needs the names above.
     native = next((module for form, module in _FAMILIES if re.fullmatch(form, config.id)), None)
     if native is not None and config.vectorized:
