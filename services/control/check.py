@@ -32,11 +32,15 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 def check_env(env_id: str, settings: list[str]) -> None:
     """Prints what `headrace check` reports; raises ConfigError where the environment will not run."""
     console = Console()
-    config = load(None, [f"env.id={env_id}", *settings]).env
-    with _named(env_id, "constructor"):
+    if env_id.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{env_id} is a config file", "name its environment, as in `headrace check CartPole-v1`")
+    config = load(None, [*settings, f"env.id={env_id}"]).env
+    remarks: set[str] = set()
+    with _remarked(remarks), _named(env_id, "constructor"):
         single = make_backend(config, 1, at_least=True)
+        group = make_backend(config, config.envs, at_least=True)
     spec = single.spec
-    said = run_checker(config)
+    said = [*run_checker(config, remarks), *map(escape, sorted(remarks))]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
@@ -44,7 +48,6 @@ def check_env(env_id: str, settings: list[str]) -> None:
         table.add_row("observation", _show_array(array))
     table.add_row("action", _show_action(spec.action))
     table.add_row("frames", f"{spec.frame_skip} per step")
-    group = make_backend(config, config.envs, at_least=True)
     table.add_row("vector", _STEPPED.get(type(group).__name__, "its own implementation"))
     for backend, label in ((single, f"group of {single.num_envs}"), (group, f"group of {group.num_envs}")):
         table.add_row("speed", f"[bold]{count(measure(backend))}[/] steps/s  [dim]{label}, random actions, one core[/]")
@@ -56,13 +59,14 @@ def check_env(env_id: str, settings: list[str]) -> None:
     console.print(table, highlight=False)
 
 
-def run_checker(config: EnvConfig) -> list[str]:
-    """Gives what Gymnasium's environment checker remarks; much of it matters to other users than a pipeline."""
+def run_checker(config: EnvConfig, remarks: set[str]) -> list[str]:
+    """Gives why Gymnasium's environment checker stops or is not run, and adds to `remarks` what it remarks.
+
+    Much of that matters to other users than a pipeline.
+    """
     if config.id not in gymnasium.registry:
         return ["not run: it is for ids registered with Gymnasium"]
-    refused = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _remarked(remarks):
         try:
             env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs).unwrapped
         except TypeError as error:
@@ -70,11 +74,21 @@ def run_checker(config: EnvConfig) -> list[str]:
         try:
             gymnasium_check(env, skip_render_check=True)
         except Exception as error:
-            refused.append(f"[yellow]it stops at:[/] {escape(str(error))}")
+            return [f"[yellow]it stops at:[/] {escape(str(error))}"]
         finally:
             env.close()
-    remarks = {_ANSI.sub("", str(warning.message)).removeprefix("WARN: ") for warning in caught}
-    return refused + [escape(text) for text in sorted(remarks)]
+    return []
+
+
+@contextmanager
+def _remarked(remarks: set[str]) -> Iterator[None]:
+    """Adds the warnings that come meanwhile to `remarks`, once each, and keeps them from stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            remarks |= {_ANSI.sub("", str(warning.message)).removeprefix("WARN: ") for warning in caught}
 
 
 _STEPPED = {

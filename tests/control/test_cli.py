@@ -163,6 +163,17 @@ def test_check_shows_spec_speed_and_preset() -> None:
         assert part in done.stdout, part
 
 
+def test_what_gymnasium_warns_of_is_a_remark_of_check_and_nothing_on_stderr() -> None:
+    done = headrace("check", "CartPole-v0")
+    assert "The environment CartPole-v0 is out of date" in done.stdout
+    assert done.stderr == ""
+
+
+def test_check_takes_no_config_file() -> None:
+    said = refused("check", "configs/cartpole_ppo.yaml", "env.id=CartPole-v1")
+    assert said[0] == "error: configs/cartpole_ppo.yaml is a config file"
+
+
 def test_algorithms_lists_the_built_in_ones_with_what_each_is_one_line_each() -> None:
     done = headrace("algorithms")
     assert done.returncode == 0
