@@ -65,7 +65,7 @@ class Record:
     def checkpoint_due(self) -> bool:
         return time.monotonic() - self._saved >= self._context.config.learner.checkpoint.interval_s
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer, again: bool = False) -> None:
         """Writes a checkpoint, and the best one too if it is; raises HeadraceError where it cannot."""
         self._saved = time.monotonic()
         reached = self.tally.episode_return
@@ -80,8 +80,8 @@ class Record:
         self.checkpoints.save(state, trainer.updates, best > self._best)
         self._best = best
         self.metrics.checkpoints.inc()
-        row = {name: f"{value:.4g}" for name, value in self._row(trainer.updates).items()}
-        log.info("checkpoint: %s", ", ".join(f"{name} {value}" for name, value in row.items()))
+        if not again:
+            log.info("checkpoint: %s", ", ".join(f"{k} {v:.4g}" for k, v in self._row(trainer.updates).items()))
 
     def resume(self, trainer: Trainer) -> None:
         """Brings trainer and tally to where the newest checkpoint has them, if there is one; intervals begin now."""

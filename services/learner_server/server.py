@@ -161,17 +161,17 @@ class Learner:
                     self._context.health.say(f"the {shard.peer} has not confirmed the end of the job")
                 else:
                     self._tally.merge(finished.arrays)
-            await self._save(trainer)
+            await self._save(trainer, again=True)
         self._record.finish(outcome or "stopped", trainer.updates)
         if outcome is not None:
             await self._dismiss(outcome)
         self._pool.shutdown()
 
-    async def _save(self, trainer: Trainer) -> None:
+    async def _save(self, trainer: Trainer, again: bool = False) -> None:
         """Saves what the job ends with; where there is no room it waits for some, or to be told to stop."""
         while True:
             try:
-                return self._record.save(trainer)
+                return self._record.save(trainer, again)
             except HeadraceError as error:
                 if self._context.stopping.is_set():
                     raise

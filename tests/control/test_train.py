@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,9 @@ def test_a_job_trains_to_its_goal_and_leaves_a_run_behind(tmp_path: Path, engine
     assert result(run)["outcome"] == "steps"
     assert result(run)["steps"] == result(run)["trained_steps"] != 0
     assert (run / "progress.csv").exists()
+    log = (run / "logs" / ("inline.log" if engine == "inline" else "learner.log")).read_text()
+    saved = re.findall(r"checkpoint: .* updates (\d+)", log)
+    assert len(saved) == len(set(saved)) != 0
     evaluate = [sys.executable, "-m", "services.control.cli", "evaluate", str(run), "--episodes", "7"]
     said = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
     report = json.loads((run / "evaluation.json").read_text())
