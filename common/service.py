@@ -24,7 +24,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from common import log as logs
 from common.allocator import keep_freed_memory
-from common.config import Config, service_arguments
+from common.arguments import service_arguments
+from common.config import Config
 from common.errors import ConfigError, Finished, HeadraceError
 from common.files import write_whole
 from common.messages import PROTOCOL, Hello, Welcome

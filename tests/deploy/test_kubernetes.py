@@ -15,7 +15,8 @@ import pytest
 import yaml
 from scraping import PROMETHEUS, ROOT, tool
 
-from common.config import Config, service_arguments
+from common.arguments import service_arguments
+from common.config import Config
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = (".", "overlays/plain", "overlays/gpu", "overlays/curve")
