@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.errors import HeadraceError
+from common.errors import ConfigError, HeadraceError
 from common.messages import PROTOCOL
 from common.metrics import LearnerMetrics
 from common.service import Context
@@ -92,7 +92,7 @@ class Record:
         with reading(find(self._run_dir)):
             if EnvSpec.from_wire(state["env"]) != trainer.env:
                 text = f"the checkpoint is for {state['env']}, the env-servers run {trainer.env.to_wire()}"
-                raise HeadraceError(text, "resume with the environment of the run")
+                raise ConfigError(text, "resume with the run's own env.id and env.kwargs")
             trainer.load_state_dict(state["trainer"])
             self.tally.load_state_dict(state["tally"])
             self._best = -math.inf if state["best"] is None else state["best"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,10 @@ def test_a_checkpoint_that_lacks_what_a_resume_needs_is_an_error_that_names_it(t
     if lacking in ("all", "tally"):
         with pytest.raises(ConfigError, match=text):
             resumed.over()
+
+
+def test_a_checkpoint_of_another_environment_is_a_wrong_setting_that_no_restart_mends(tmp_path: Path) -> None:
+    save(Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 1), 1, 1.0)
+    other = Trainer(CONFIG, replace(SPEC, id="other"), 2)
+    with pytest.raises(ConfigError, match=r"the checkpoint is for .*'toy'.*env-servers run .*'other'.*own env\.id"):
+        Record(make_context(CONFIG, "learner"), tmp_path).resume(other)
