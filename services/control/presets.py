@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium
 import numpy as np
 import yaml
@@ -46,7 +48,9 @@ def from_preset(algo: str, env_id: str, overrides: list[str]) -> tuple[Config, s
     if algo not in algorithms():
         raise ConfigError(f"--algo {algo}: there is no preset", nearest(algo, algorithms()))
     chosen = load(None, [f"env.id={env_id}", *(text for text in overrides if text.startswith("env."))])
-    backend = make_backend(chosen.env, 1, at_least=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the env-server's log has them, and `headrace check` says them
+        backend = make_backend(chosen.env, 1, at_least=True)
     spec = backend.spec
     backend.close()
     kind = kind_of(spec)

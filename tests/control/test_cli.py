@@ -169,6 +169,10 @@ def test_what_gymnasium_warns_of_is_a_remark_of_check_and_nothing_on_stderr() ->
     assert done.stderr == ""
 
 
+def test_what_gymnasium_warns_of_is_not_raw_on_stderr_of_a_preset_either() -> None:
+    assert len(refused("train", "--algo", "ppo", "--env", "CartPole-v0", "run.name=..")) == 2
+
+
 def test_check_takes_no_config_file() -> None:
     said = refused("check", "configs/cartpole_ppo.yaml", "env.id=CartPole-v1")
     assert said[0] == "error: configs/cartpole_ppo.yaml is a config file"
