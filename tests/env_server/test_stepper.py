@@ -1,6 +1,7 @@
 """Which steps run on the event loop's thread, and which beside it."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from common.config import EnvConfig
 from common.metrics import EnvMetrics
 from services.env_server.backends import make_backend
-from services.env_server.backends.stepper import Stepper
+from services.env_server.backends.stepper import COMPUTING_SHARE, Stepper
 from services.env_server.backends.watchdog import Watchdog
 
 
@@ -21,12 +22,22 @@ def watchdog() -> Iterator[Watchdog]:
     watchdog.close()
 
 
-async def runs_beside(watchdog: Watchdog, step_s: float, **kwargs: object) -> tuple[bool, float]:
+async def runs_beside(watchdog: Watchdog, step_s: float, sleep: bool = True) -> tuple[bool, float]:
     """Says of a simulator's second step whether the loop went on meanwhile, and what share of its time was counted.
 
-    What a step is like is known from the first.
+    What a step is like is known from the first. One that is to compute is tried again where the machine's other work
+    left it too little of a core.
     """
-    backend = make_backend(EnvConfig(id="headrace/Null-v0", kwargs={"step_s": step_s, **kwargs}), 1)
+    for _ in range(50):
+        cpu, began = time.process_time(), time.perf_counter()
+        found = await second_step(watchdog, step_s, sleep)
+        if sleep or time.process_time() - cpu > 2 * COMPUTING_SHARE * (time.perf_counter() - began):
+            return found
+    raise AssertionError("other work keeps this process from computing")
+
+
+async def second_step(watchdog: Watchdog, step_s: float, sleep: bool) -> tuple[bool, float]:
+    backend = make_backend(EnvConfig(id="headrace/Null-v0", kwargs={"step_s": step_s, "sleep": sleep}), 1)
     registry = CollectorRegistry()
     stepper = Stepper(backend, "env-0/0", 2, watchdog, EnvMetrics(registry))
 
@@ -54,7 +65,7 @@ async def test_a_fast_step_runs_at_once(watchdog: Watchdog) -> None:
 
 
 async def test_a_step_that_waits_leaves_the_loop_to_others(watchdog: Watchdog) -> None:
-    beside, counted = await runs_beside(watchdog, 0.2, sleep=True)
+    beside, counted = await runs_beside(watchdog, 0.2)
     assert beside
     assert counted == pytest.approx(0.5)  # another group has the other half
 
