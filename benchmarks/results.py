@@ -75,12 +75,16 @@ def one_for_all(environment: str, random: float, plot: str) -> Job:
 
 HIDDEN = "CartPole-v1 without velocities"
 FAST = "PPO, one epoch"
+ZOO_PPO = f"its PPO, {ZOO}"
 BREAKOUT = "MinAtar/Breakout-v1"
+SPREAD = "MPE's simple spread, three agents"
 REACHING, WITHOUT_HINDSIGHT = "Reacher-v5, sparse goals", "replay.tables.experience.her.k=0"
 WITHOUT_CURIOSITY = ("mountaincar_ppo_icm", "algorithm.curiosity=null")
 JOBS = (
     Job("cartpole_ppo", "CartPole-v1", "PPO", 500, ZOO, "cartpole"),
     Job("cartpole_a2c", "CartPole-v1", "A2C", 500, ZOO, "cartpole"),
+    Job("cartpole_ppo_lstm", "CartPole-v1", "PPO, LSTM", 500, "the limit", "cartpole", seeds=1),
+    Job("cartpole_ppo_async", "CartPole-v1", "PPO, asynchronous", 500, "the limit", "cartpole", seeds=1),
     Job("cartpole_appo", "CartPole-v1", "APPO", 500, "the limit", "cartpole"),
     Job("cartpole_impala", "CartPole-v1", "IMPALA", 500, "the limit", "cartpole"),
     Job("cartpole_laser", "CartPole-v1", "LASER, 7 replayed to 1", 500, "the limit", "cartpole"),
@@ -96,14 +100,24 @@ JOBS = (
     Job("acrobot_ppo", "Acrobot-v1", "PPO", -73.5, ZOO, "acrobot"),
     Job("acrobot_a2c", "Acrobot-v1", "A2C", -83, ZOO, "acrobot"),
     Job("acrobot_dqn", "Acrobot-v1", "DQN", -77, ZOO, "acrobot"),
+    Job("acrobot_appo", "Acrobot-v1", "APPO", -73.5, ZOO_PPO, "acrobot", seeds=1),
+    Job("acrobot_impala", "Acrobot-v1", "IMPALA", -73.5, ZOO_PPO, "acrobot", seeds=1),
+    Job("acrobot_laser", "Acrobot-v1", "LASER", -73.5, ZOO_PPO, "acrobot", seeds=1),
     Job("pendulum_ppo", "Pendulum-v1", "PPO", -172, ZOO, "pendulum"),
     Job("pendulum_sac", "Pendulum-v1", "SAC", -157, ZOO, "pendulum"),
     Job("pendulum_td3", "Pendulum-v1", "TD3", -152, ZOO, "pendulum"),
     Job("pendulum_ddpg", "Pendulum-v1", "DDPG", -152, ZOO, "pendulum"),
     Job("pendulum_tqc", "Pendulum-v1", "TQC", -157, ZOO, "pendulum"),
+    Job("pendulum_a2c", "Pendulum-v1", "A2C", -172, ZOO_PPO, "pendulum", seeds=1),
+    Job("pendulum_appo", "Pendulum-v1", "APPO", -172, ZOO_PPO, "pendulum", seeds=1),
+    Job("pendulum_impala", "Pendulum-v1", "IMPALA", -172, ZOO_PPO, "pendulum", seeds=1),
+    Job("pendulum_laser", "Pendulum-v1", "LASER", -172, ZOO_PPO, "pendulum", seeds=1),
     Job("lunarlander_ppo", "LunarLander-v3", "PPO", 242, ZOO, "lunarlander"),
     Job("lunarlander_a2c", "LunarLander-v3", "A2C", 156, ZOO, "lunarlander"),
     Job("lunarlander_dqn", "LunarLander-v3", "DQN", 154, ZOO, "lunarlander"),
+    Job("lunarlander_appo", "LunarLander-v3", "APPO", 242, ZOO_PPO, "lunarlander", seeds=1),
+    Job("lunarlander_impala", "LunarLander-v3", "IMPALA", 242, ZOO_PPO, "lunarlander", seeds=1),
+    Job("lunarlander_laser", "LunarLander-v3", "LASER", 242, ZOO_PPO, "lunarlander", seeds=1),
     Job("lunarlander_continuous_ppo", "LunarLanderContinuous-v3", "PPO", 271, ZOO, "lunarlander-continuous"),
     Job("lunarlander_sac", "LunarLanderContinuous-v3", "SAC", 260, ZOO, "lunarlander-continuous"),
     Job("lunarlander_td3", "LunarLanderContinuous-v3", "TD3", 207, ZOO, "lunarlander-continuous"),
@@ -111,6 +125,8 @@ JOBS = (
     Job("minatar_breakout_ppo", BREAKOUT, "PPO", 0.4, "a random policy", "minatar"),
     Job("minatar_breakout_a2c", BREAKOUT, "A2C", 0.4, "a random policy", "minatar"),
     Job("minatar_breakout_impala", BREAKOUT, "IMPALA", 0.4, "a random policy", "minatar"),
+    Job("minatar_breakout_appo", BREAKOUT, "APPO", 0.4, "a random policy", "minatar", seeds=1),
+    Job("minatar_breakout_laser", BREAKOUT, "LASER", 0.4, "a random policy", "minatar", seeds=1),
     Job("minatar_space_invaders_ppo", "MinAtar/SpaceInvaders-v1", "PPO", 4.2, "a random policy", "minatar-invaders"),
     Job("minatar_breakout_dqn", BREAKOUT, "DQN", 0.4, "a random policy", "minatar"),
     Job("minatar_breakout_rainbow", BREAKOUT, "Rainbow", 0.4, "a random policy", "minatar"),
@@ -127,7 +143,11 @@ JOBS = (
     Job("crafter_ppo", "Crafter", "PPO", 4.2, "PPO in Hafner (2021)", "crafter"),
     Job("mountaincar_ppo_icm", "MountainCar-v0", "PPO, curiosity", -110.4, ZOO, "mountaincar"),
     Job("mountaincar_ppo_plain", "MountainCar-v0", "PPO", -110.4, ZOO, "mountaincar", *WITHOUT_CURIOSITY),
-    Job("spread_ppo", "MPE's simple spread, three agents", "PPO", -27, "a random policy", "spread"),
+    Job("spread_ppo", SPREAD, "PPO", -27, "a random policy", "spread"),
+    Job("spread_a2c", SPREAD, "A2C", -27, "a random policy", "spread", seeds=1),
+    Job("spread_appo", SPREAD, "APPO", -27, "a random policy", "spread", seeds=1),
+    Job("spread_impala", SPREAD, "IMPALA", -27, "a random policy", "spread", seeds=1),
+    Job("spread_laser", SPREAD, "LASER", -27, "a random policy", "spread", seeds=1),
     Job("reaching_sac", REACHING, "SAC, hindsight", -15, "random: -49", "reaching"),
     Job("reaching_sac_plain", REACHING, "SAC", -15, "random: -49", "reaching", "reaching_sac", WITHOUT_HINDSIGHT),
     one_for_all("CartPole-v1", 22, "cartpole-values"),
