@@ -110,7 +110,7 @@ JOBS = (
     Job("pendulum_tqc", "Pendulum-v1", "TQC", -157, ZOO, "pendulum"),
     Job("pendulum_a2c", "Pendulum-v1", "A2C", -172, ZOO_PPO, "pendulum", seeds=1),
     Job("pendulum_appo", "Pendulum-v1", "APPO", -172, ZOO_PPO, "pendulum", seeds=1),
-    Job("pendulum_impala", "Pendulum-v1", "IMPALA", -172, ZOO_PPO, "pendulum", seeds=1),
+    Job("pendulum_impala", "Pendulum-v1", "IMPALA", -172, ZOO_PPO, "pendulum"),
     Job("pendulum_laser", "Pendulum-v1", "LASER", -172, ZOO_PPO, "pendulum", seeds=1),
     Job("lunarlander_ppo", "LunarLander-v3", "PPO", 242, ZOO, "lunarlander"),
     Job("lunarlander_a2c", "LunarLander-v3", "A2C", 156, ZOO, "lunarlander"),
