@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import ConfigError, ProtocolError
-from common.rl.ops.normalize import ObservationNormalizer
+from common.rl.ops.normalize import ObservationNormalizer, PopArt
 from common.types import PolicySpec
 
 
@@ -99,5 +99,5 @@ def unpack_weights(actor: nn.Module, buffer: NDArray[np.uint8]) -> None:
     for target, part in zip(targets, torch.split(source, [x.numel() for x in targets]), strict=True):
         target.copy_(part)
     for module in actor.modules():
-        if isinstance(module, ObservationNormalizer):
+        if isinstance(module, ObservationNormalizer | PopArt):
             module.refresh()

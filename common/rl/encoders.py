@@ -39,9 +39,11 @@ class MLP(nn.Module):
         sizes = pairwise((width, *hidden))
         self.layers = nn.ModuleList([orthogonal(nn.Linear(before, after)) for before, after in sizes])
         self.activation = activation
+        # Looked up once: a walk over the modules takes as long as a small layer.
+        self._own: list[Tensor] = list(self.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        return tower(x, self.activation, list(self.parameters()))
+        return tower(x, self.activation, self._own)
 
 
 class Residual(nn.Module):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,3 +49,14 @@ def test_an_mlp_applies_its_activation_after_every_layer() -> None:
         second.weight.fill_(5.0)
     assert mlp(torch.tensor([[-3.0], [3.0]])).tolist() == [[30.0], [0.0]]
     assert MLP(1, (1,), "tanh")(torch.tensor([[100.0]])).abs().item() == 1.0
+
+
+def test_a_copy_of_an_mlp_computes_with_its_own_weights() -> None:
+    one = MLP(3, (4,), "relu")
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    x = torch.ones(2, 3)
+    assert not other(x).any()
+    assert one(x).any()

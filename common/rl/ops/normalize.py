@@ -87,26 +87,32 @@ class PopArt(nn.Module):
     mean: Tensor
     square: Tensor
     updates: Tensor
+    offset: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("square", torch.ones((), dtype=torch.float64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
+        # Float32 copies, taken where the statistics change: every minibatch asks for them.
+        self.register_buffer("offset", torch.zeros(()), persistent=False)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
 
-    def _units(self) -> tuple[Tensor, Tensor]:
-        std = (self.square - self.mean.square()).clamp(min=_LEAST_STD**2).sqrt()
-        return self.mean.float(), std.float()
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Brings the float32 copies up to date; whoever writes the buffers in place must call it."""
+        self.offset.copy_(self.mean)
+        self.scale.copy_((self.square - self.mean.square()).clamp(min=_LEAST_STD**2).sqrt())
 
     def raw(self, value: Tensor) -> Tensor:
         """Gives what a head's output is worth in the environment's units."""
-        mean, std = self._units()
-        return value * std + mean
+        return value * self.scale + self.offset
 
     def normalized(self, target: Tensor) -> Tensor:
         """Gives a raw target in the head's units: the inverse of `raw`."""
-        mean, std = self._units()
-        return (target - mean) / std
+        return (target - self.offset) / self.scale
 
     @torch.no_grad()
     def fold(self, target: Tensor, mask: Tensor | None, head: nn.Linear) -> None:
@@ -116,12 +122,12 @@ class PopArt(nn.Module):
         count, summed, squares = weight.sum(), known.sum(), known.square().sum()
         if ranks.size() > 1:
             count, summed, squares = ranks.total(torch.stack([count, summed, squares]))
-        mean, std = self._units()
+        mean, std = self.offset.clone(), self.scale.clone()
         self.updates.add_(count > 0)
         # A batch in which nothing counts has no say; nothing waits for the device to learn so.
         step = (4.0 / (self.updates + 3.0)).clamp(_STEP, 1.0) * (count > 0)
         for moment, value in ((self.mean, summed), (self.square, squares)):
             moment.lerp_(value / count.clamp(min=1.0), step)
-        new_mean, new_std = self._units()
-        head.weight.mul_(std / new_std)
-        head.bias.copy_((head.bias * std + mean - new_mean) / new_std)
+        self.refresh()
+        head.weight.mul_(std / self.scale)
+        head.bias.copy_((head.bias * std + mean - self.offset) / self.scale)
