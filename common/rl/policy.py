@@ -46,7 +46,8 @@ def _flat(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _through(core: Core | None, features: Tensor, batch: Batch) -> tuple[Tensor, State | None]:
-    """Gives features [T, B, F] after a core's pass over an unroll, and its state after each row."""
+    """Gives features [T·B, F] as [T, B, F] after a core's pass over an unroll, and its state after each row."""
+    features = features.reshape(*batch.first.shape, -1)
     if core is None:
         return features, None
     hidden = core.unroll(features, batch.first, tuple(batch.state[name] for name in core.names))
@@ -154,27 +155,24 @@ class Policy(Actor):
 
     def unroll(self, batch: Batch) -> Outputs:
         """Runs over the T + 1 rows of a batch from the state before row 0, which is dropped where an episode begins."""
-        shape = batch.first.shape
         rows = _flat(self.rows(batch))
         inputs, last = self.inputs(rows), rows.get(LAST)
-        features, hidden = _through(self.core, self._features(self.actor, inputs, last).reshape(*shape, -1), batch)
+        features, hidden = _through(self.core, self._features(self.actor, inputs, last), batch)
         seen = features
         if self.critic is not None:
-            valued = self._features(self.critic, inputs, last).reshape(*shape, -1)
-            seen, hidden = _through(self.critic_core, valued, batch)
+            seen, hidden = _through(self.critic_core, self._features(self.critic, inputs, last), batch)
         acted = {name: x[:-1] for name, x in batch.observation.items()}
         return Outputs(self._values(seen), hidden, self._distribution(features[:-1], acted))
 
     def valued(self, batch: Batch) -> Valued:
         """Gives the values that `unroll` gives, without what only π needs."""
         rows = _flat(self.rows(batch))
-        trunk, core = self._judging
-        features = self._features(trunk, self.inputs(rows), rows.get(LAST)).reshape(*batch.first.shape, -1)
-        features, hidden = _through(core, features, batch)
-        return Valued(self._values(features), hidden)
+        trunk, core = self._beneath_values
+        seen, hidden = _through(core, self._features(trunk, self.inputs(rows), rows.get(LAST)), batch)
+        return Valued(self._values(seen), hidden)
 
     @property
-    def _judging(self) -> tuple[Trunk, Core | None]:
+    def _beneath_values(self) -> tuple[Trunk, Core | None]:
         return (self.actor, self.core) if self.critic is None else (self.critic, self.critic_core)
 
     def values_of_final(self, outputs: Valued, batch: Batch) -> Tensor | None:
@@ -183,7 +181,7 @@ class Policy(Actor):
             return None
         inputs = self.inputs(batch.final)
         last = None if self.last is None else self.last.of_final(batch)
-        trunk, core = self._judging
+        trunk, core = self._beneath_values
         features = self._features(trunk, inputs, last)
         if core is not None and outputs.hidden is not None:
             before = tuple(x.flatten(0, 1)[batch.final_index] for x in outputs.hidden)

@@ -66,7 +66,7 @@ class Record:
         return time.monotonic() - self._saved >= self._context.config.learner.checkpoint.interval_s
 
     def save(self, trainer: Trainer, again: bool = False) -> None:
-        """Writes a checkpoint, and the best one too if it is; raises HeadraceError where it cannot."""
+        """Writes a checkpoint, and the best too if it is; one `again` is not logged; raises HeadraceError."""
         self._saved = time.monotonic()
         reached = self.tally.episode_return
         best = reached if reached > self._best else self._best
