@@ -102,7 +102,8 @@ class EachInTurn:
     """One native step per simulation, each loaded into the same mjData, and the forces on its bodies after it.
 
     A batch cannot ask for those forces (mj_rnePostConstraint), which stand on the contacts of the integrator's last
-    stage; the loop costs 2 % of an Ant's step.
+    stage; the loop costs 2 % of an Ant's step. One call that steps a batch which keeps an mjData each, and the forces
+    from a copy of each of these, took 12 % longer.
     """
 
     def __init__(self, model: Any, num_envs: int, frame_skip: int) -> None:
