@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import ablation, connections, draws, memory, plots, replay, scaling, solve, updates, wire
-from benchmarks.page import repetitions, stamped, write_json, write_sections
+from benchmarks.page import read_section, repetitions, stamped, write_json, write_sections
 from common.errors import HeadraceError
 from services.control.bench.collect import bench_collect
 from services.control.bench.jobs import collect_job, train_job
@@ -145,10 +145,10 @@ def main() -> None:
                 continue
             print(text, flush=True)
             write_sections(PAGE, {name: text})
-    for kind, what, measured in (("collect", "Collecting", COLLECTED), ("train", "Training", TRAINED)):
-        if plots.draw_files([_kept(f"{kind}-{env_id}") for env_id in measured], PLOTS / f"{kind}.png"):
-            picture = f"![{what}: steps/s of each subject, on a log scale](plots/{kind}.png)"
-            write_sections(PAGE, {f"{kind} plot": picture})
+    for kind, measured in (("collect", COLLECTED), ("train", TRAINED)):
+        page = PAGE.read_text()
+        panels = [plots.read_table(read_section(page, f"{kind} {env_id}")) for env_id in measured]
+        plots.draw_rates(panels, PLOTS / f"{kind}.png")
     if chosen("scaling"):
         write_sections(scaling.PAGE, scaling.report(arguments.seconds / 2, arguments.repeat))
     if failed:

@@ -54,13 +54,24 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def read_section(page: str, name: str) -> str:
+    """Gives the text between the markers of section `name`; raises ValueError where there are none."""
+    return _split(page, name)[1]
+
+
 def fill(page: str, name: str, text: str) -> str:
     """Gives `page` with `text` between the markers of section `name`; raises ValueError where there are none."""
+    before, _, after = _split(page, name)
+    return f"{before}{text}\n{after}"
+
+
+def _split(page: str, name: str) -> tuple[str, str, str]:
+    """Gives the page up to a section's text, that text, and the rest; each with the marker that belongs to it."""
     before, marker, rest = page.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
+    text, end, after = rest.partition("<!-- end -->")
     if not end:
         raise ValueError(f"the page has no section {name!r}: write <!-- {name} --> and <!-- end --> into it")
-    return f"{before}{marker}{text}\n{end}{after}"
+    return before + marker, text, end + after
 
 
 def write_sections(path: Path, sections: Mapping[str, str]) -> None:
