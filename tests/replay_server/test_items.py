@@ -315,6 +315,18 @@ def test_an_episode_whose_start_was_overwritten_is_relabelled_by_what_is_left_of
     assert set(drawn["observation.desired_goal"][chosen, 0]) == {-21, -22, -23, -903}
 
 
+def test_an_episode_goes_on_after_a_first_step_that_is_left_out_with_goals_of_its_own_alone() -> None:
+    table = table_of(4, 12, her={"k": 4, "strategy": "episode"})
+    for number, truncated in ((1, []), (2, []), (3, [3]), (4, [2]), (5, [3])):
+        unroll = goals(number, truncated)
+        if number == 4:
+            unroll.arrays["reward"][3] = np.nan
+        put(table, unroll)
+    drawn = draw(table, 2000)
+    chosen = drawn["relabelled"] & (drawn["observation.obs"][:, 0] >= 50)
+    assert set(drawn["observation.desired_goal"][chosen, 0]) == {-51, -52, -53, -903}
+
+
 def test_relabelled_steps_are_discounted_as_ones_that_end_nothing_even_where_all_ended() -> None:
     table = table_of(4, 100, her={"k": 1}, discount=0.9)
     for number in range(1, 5):

@@ -197,7 +197,8 @@ class Hindsight:
         times = np.arange(unroll)[:, None]
         position = ids % storage.capacity + times
         opened = np.maximum.accumulate(np.where(storage.steps["first"].take(position), times, -1), axis=0)
-        start = np.where(opened < 0, kept.pop("started", ids), ids + opened)
+        before = kept.pop("started", ids)
+        start = np.where(opened < 0, np.where(before < 0, ids, before), ids + opened)
         t, column = np.nonzero(storage.steps["valid"].take(position))
         held = {"id": ids[column] + t, "column": column, "step": t, "start": start[t, column]}
         if kept:
@@ -208,7 +209,9 @@ class Hindsight:
         whole = alive & (end < unroll)
         complete = held["id"][whole] % storage.capacity
         self._left[complete], self._start[complete] = (end - held["step"])[whole], held["start"][whole]
-        memory.update({name: array[alive & ~whole] for name, array in held.items()}, started=start[-1])
+        # After a step that is no decision the next unroll goes on with an episode of its own.
+        started = np.where(storage.steps["valid"].take(position[-1]), start[-1], -1)
+        memory.update({name: array[alive & ~whole] for name, array in held.items()}, started=started)
         return complete, None
 
     def gather(self, positions: np.ndarray, random: np.random.Generator) -> Arrays:
