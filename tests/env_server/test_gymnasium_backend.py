@@ -19,7 +19,7 @@ from services.control.stepping import step_rows
 from services.env_server.backends import Backend, make_backend
 from services.env_server.backends import gymnasium as gymnasium_backend
 from services.env_server.backends.gymnasium import VectorBackend
-from services.env_server.backends.spaces import action_putter, action_rows, action_spec
+from services.env_server.backends.spaces import action_putter, action_rows, action_spec, observation_leaves
 from services.env_server.rollout import Rollout
 
 HERE = __name__
@@ -209,6 +209,19 @@ def test_dict_observations_are_flattened_and_categories_count_from_zero() -> Non
     assert arrays["final.goal"].tolist() == [3, 3]
     assert arrays["final.sight/near"].tolist() == [[0, 1], [0, 1]]
     assert arrays["terminated"][2].tolist() == [True, True]
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    box = spaces.Box(0, 1, (1,))
+    space = spaces.Dict({"a": spaces.Dict({"b": box}), "a/b": box})
+    with pytest.raises(ConfigError, match=r"env.id='Maze': two entries of the observation space are called 'a/b'"):
+        observation_leaves("Maze", space)
+
+
+def test_keys_that_are_no_text_name_entries_and_numbers_become_little_endian() -> None:
+    leaves = observation_leaves("Maze", spaces.Dict({1: spaces.Box(0, 1, (1,), np.dtype(">f4"))}))
+    assert [leaf.spec for leaf in leaves] == [ArraySpec("1", "<f4", (1,))]
+    assert leaves[0].read({1: 7}) == 7
 
 
 def test_box_actions_are_clipped_for_the_environment_and_kept_as_chosen() -> None:

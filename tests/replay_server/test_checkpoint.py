@@ -194,6 +194,25 @@ def test_a_checkpoint_that_was_cut_short_leaves_the_one_before_it(tmp_path: Path
         assert saved["big"] == 1 << 100
 
 
+@pytest.mark.parametrize("damage", ["empty", "no archive", "cut off", "an array of it"])
+def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(damage: str, tmp_path: Path) -> None:
+    world, table, path = World(3, 1, seed=1), table_of(KINDS["uniform"]), tmp_path / "ring"
+    world.begin("a", 2)
+    put(table, world.unroll("a"))
+    checkpoint.write(path, table.freeze())
+    checkpoint.commit(path)
+    written = path.read_bytes()
+    half = len(written) // 2
+    spoilt = written[:half] + bytes(b ^ 0xFF for b in written[half : half + 64]) + written[half + 64 :]
+    path.write_bytes(
+        {"empty": b"", "no archive": b"x" * 99, "cut off": written[:half], "an array of it": spoilt}[damage]
+    )
+    with pytest.raises(
+        ConfigError, match=r"checkpoint .*ring cannot be read: .*remove it: the table then starts empty"
+    ):
+        restored(table_of(KINDS["uniform"]), path)
+
+
 def test_a_checkpoint_that_finds_no_room_leaves_nothing_but_the_one_before_it(tmp_path: Path) -> None:
     path = tmp_path / "ring"
     checkpoint.write(path, {"a": np.arange(3)})

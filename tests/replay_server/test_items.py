@@ -355,6 +355,16 @@ def test_hindsight_without_goals_is_refused() -> None:
         put(table_of(2, 10, her={"k": 4}), line([1, 2]))
 
 
+def test_goals_that_cannot_be_exchanged_are_refused_before_any_draw() -> None:
+    unroll = line([1, 2])
+    unroll.arrays["observation.achieved_goal"] = np.zeros((3, 1, 1), np.float32)
+    unroll.arrays["observation.desired_goal"] = np.zeros((3, 1, 2), np.float32)
+    table = table_of(2, 10, her={"k": 4})
+    with pytest.raises(ProtocolError, match=r"goals of unlike shapes to table 'ring': \[\(1,\), \(2,\)\]"):
+        put(table, unroll)
+    assert table.inserts == 0
+
+
 def test_stacks_longer_than_an_unroll_reaches_back_are_refused() -> None:
     world = World(2, 4, seed=0)
     world.begin("a", 1)

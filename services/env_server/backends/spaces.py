@@ -28,7 +28,7 @@ class Leaf:
     """One array of an observation: its spec, the Dict keys that lead to it, and a category's lowest number."""
 
     spec: ArraySpec
-    path: tuple[str, ...] = ()
+    path: tuple[Any, ...] = ()
     start: np.ndarray | None = None
 
     def read(self, observation: Any) -> Any:
@@ -40,7 +40,12 @@ class Leaf:
 
 def observation_leaves(env_id: str, space: Space) -> tuple[Leaf, ...]:
     """Gives the arrays of an observation: "obs", or the keys of a Dict joined by "/"; raises ConfigError."""
-    return tuple(_leaves(env_id, space, ()))
+    leaves = tuple(_leaves(env_id, space, ()))
+    names = [leaf.spec.name for leaf in leaves]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        text = f"env.id={env_id!r}: two entries of the observation space are called {twice[0]!r}"
+        raise ConfigError(text, "rename a key of the Dict: keys that lead to an entry are joined by '/'")
+    return leaves
 
 
 def action_spec(env_id: str, space: Space) -> ActionSpec:
@@ -121,12 +126,13 @@ def _size(space: Space) -> int:
     return math.prod(space.shape or ())
 
 
-def _leaves(env_id: str, space: Space, path: tuple[str, ...]) -> list[Leaf]:
+def _leaves(env_id: str, space: Space, path: tuple[Any, ...]) -> list[Leaf]:
     if isinstance(space, spaces.Dict):
         return [leaf for key, value in space.items() for leaf in _leaves(env_id, value, (*path, key))]
-    name = "/".join(path) or "obs"
+    name = "/".join(map(str, path)) or "obs"
     if isinstance(space, spaces.Box):
-        return [Leaf(ArraySpec(name, np.dtype(space.dtype).str, space.shape), path)]
+        # Little-endian, as all on the wire is.
+        return [Leaf(ArraySpec(name, np.dtype(space.dtype).newbyteorder("<").str, space.shape), path)]
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start = np.asarray(space.start, np.int64)
         spec = ArraySpec(name, np.dtype(np.int64).str, tuple(space.shape or ()))

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from common.errors import ConfigError
 from common.files import sync
 from common.types import Arrays
 
@@ -40,13 +42,18 @@ def commit(path: Path) -> None:
 def read(path: Path) -> Iterator[Mapping[str, Any] | None]:
     """Gives the state that was last committed, or None; arrays that lie in mappings are read as they are looked up.
 
-    Whoever copies one after another holds no more than one of them besides the copies.
+    Whoever copies one after another holds no more than one of them besides the copies. Raises ConfigError where what
+    is done with the state fails, since it is none that `write` wrote.
     """
     if not path.exists():
         yield None
         return
-    with np.load(path, allow_pickle=False) as arrays:
-        yield _lower(json.loads(arrays["tree"].tobytes()), arrays)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            yield _lower(json.loads(arrays["tree"].tobytes()), arrays)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        remedy = "restore it, or remove it: the table then starts empty"
+        raise ConfigError(f"the checkpoint {path} cannot be read: {error}", remedy) from error
 
 
 @contextmanager
