@@ -86,6 +86,10 @@ HEAD = (
     ),
 )
 
+# A gauge, since it goes on from the checkpoint: neither the 0 before a learner's first update, nor falling back to that
+# checkpoint, is a speed.
+HEARD_OF = "sum(clamp_min(deriv((headrace_learner_env_frames > 0)[20s:5s]), 0))"
+
 OVERVIEW = (
     *HEAD,
     Plot(
@@ -102,7 +106,7 @@ OVERVIEW = (
         "simulator ticks, as env-servers insert them and as the learner hears of them",
         (
             ("job:headrace_frames:rate20s", "env: inserted"),
-            ("sum(rate(headrace_learner_env_frames[20s]))", "learner: heard of"),
+            (HEARD_OF, "learner: heard of"),
         ),
     ),
     Plot(

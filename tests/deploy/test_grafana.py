@@ -116,6 +116,21 @@ def test_the_dashboards_are_what_grafanas_own_types_say(tmp_path: Path) -> None:
     assert node(tool("node"), "check.js", *files) == ""
 
 
+@pytest.mark.deploy
+def test_a_learner_that_goes_on_from_its_checkpoint_shows_no_leap_of_frames(tmp_path: Path) -> None:
+    # 200 a second; it dies, counts 0 until its first update, and goes on from a checkpoint of five seconds before.
+    series = {"series": "headrace_learner_env_frames", "values": "1000000+1000x12 _x2 0x2 1011000+1000x12"}
+    expression = EXPRESSIONS["overview: Frames/s by role: B"]
+    sample = {"labels": "{}", "value": 200}
+    expected = [
+        {"expr": f"round({expression})", "eval_time": at, "exp_samples": [sample]} for at in ("1m", "1m35s", "2m")
+    ]
+    tests = [{"interval": "5s", "input_series": [series], "promql_expr_test": expected}]
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": tests}))
+    done = subprocess.run([tool("promtool"), "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def filled(server: str, expression: str, seconds: float) -> bool:
     """Whether an expression had a number at some time in the last `seconds`."""
     now = float(ask(server, "query", query="time()")["result"][1])
