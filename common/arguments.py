@@ -34,11 +34,11 @@ def service_arguments(role: str, argv: Sequence[str] | None = None) -> argparse.
     for option in ("index", "restarts", "earlier_lives"):
         if not 0 <= (n := getattr(a, option) or 0) < last:
             raise ConfigError(f"--{option.replace('_', '-')} {n} is out of range", f"set it between 0 and {last - 1}")
-    # Two env-servers started by hand must not share a name, environment ids and seeds: addresses tell the others apart.
+    # Two started by hand must not share a name, nor env-servers environment ids and seeds; other roles are one each.
+    a.name = f"{role}-{socket.gethostname()}-{os.getpid()}" if a.index is None and role in ("env", "inference") else ""
     alone = role == "env" and a.index is None
     a.index = random.SystemRandom().randrange(min(1 << 20, last // 2), min(1 << 30, last)) if alone else a.index or 0
     key = {"inference": "act", "replay": "experience"}.get(role, "")
     if 1 < (n := len(getattr(a.config.net, key, ()))) <= a.index:
         raise ConfigError(f"--index {a.index}: net.{key} has {n} addresses, counted from 0", f"set it below {n}")
-    a.name = f"env-{socket.gethostname()}-{os.getpid()}" if alone else ""
     return a

@@ -40,6 +40,17 @@ def test_env_servers_by_hand_differ_and_the_others_are_number_0() -> None:
     assert service_arguments("replay", []).name == ""
 
 
+def test_inference_servers_by_hand_are_number_0_under_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for host in ("first", "second"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        arguments = service_arguments("inference", [])
+        assert arguments.index == 0
+        names.add(arguments.name)
+    assert len(names) == 2
+    assert service_arguments("inference", ["--index=0"]).name == ""
+
+
 @pytest.mark.parametrize("argument", ["--index=-1", "--index=9999999999999", "--restarts=-1", "--earlier-lives=-1"])
 def test_a_service_counts_from_0(argument: str) -> None:
     with pytest.raises(
