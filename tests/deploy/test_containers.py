@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +11,9 @@ import sys
 
 import yaml
 from scraping import ROOT
+
+from common.config import Config
+from common.service import make_context, serve_http
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 # The kernel spares a process 1 the signals that it has no handler for; here SIG_IGN does.
@@ -38,3 +43,20 @@ def test_a_run_is_copied_into_a_folder_that_is_there() -> None:
 def test_process_1_ends_when_it_is_told_to_before_its_service_listens() -> None:
     assert subprocess.run([sys.executable, "-c", PROCESS_1], cwd=ROOT).returncode == 128 + signal.SIGTERM
     assert subprocess.run([sys.executable, "-c", PROCESS_1.replace(": 1", ": 2")], cwd=ROOT).returncode == 0
+
+
+def test_the_health_check_asks_the_service_itself_where_docker_sets_a_proxy() -> None:
+    dockerfile = (ROOT / "deploy" / "docker" / "Dockerfile").read_text().replace("\\\n", "")
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    service = serve_http(make_context(Config(), "env"))
+    words = [word.replace("9400", str(service.server_port)) for word in json.loads(check)]
+    words[0] = sys.executable
+    environ = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
+    try:
+        assert subprocess.run(words, env=environ, capture_output=True).returncode == 0
+        service.shutdown()
+        service.server_close()
+        assert subprocess.run(words, env=environ, capture_output=True).returncode != 0
+    finally:
+        service.shutdown()
+        service.server_close()
