@@ -133,8 +133,12 @@ def main() -> None:
     def chosen(name: str) -> bool:
         return not arguments.only or any(name.startswith(only) for only in arguments.only)
 
-    failed = []
-    for name, section in sections(arguments.seconds, arguments.repeat).items():
+    found, failed = sections(arguments.seconds, arguments.repeat), []
+    names = [*found, "scaling"]
+    for only in arguments.only or ():
+        if not any(name.startswith(only) for name in names):
+            parser.error(f"--only {only}: the sections are {', '.join(names)}")
+    for name, section in found.items():
         if chosen(name):
             print(f"{name} …", flush=True)
             try:
