@@ -20,6 +20,9 @@ from pathlib import Path
 
 import psutil
 
+from common.errors import HeadraceError
+from services.control.entry import answered
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/bench/cartpole-v1_ppo.yaml"
 EVERY_S = 0.5
@@ -45,7 +48,7 @@ def watch(steps: int) -> tuple[dict[str, list[tuple[int, float]]], int, float]:
             except subprocess.TimeoutExpired:
                 continue
         if job.returncode:
-            raise SystemExit(f"the job ended with exit code {job.returncode}")
+            raise HeadraceError(f"the job ended with exit code {job.returncode}", "try it with `headrace train`")
         return found, _steps(progress), time.monotonic() - began
 
 
@@ -92,7 +95,11 @@ def report(steps: int) -> str:
         "|---|---|---|---|---|",
     ]
     for name, samples in sorted(found.items()):
-        before, after = _over(samples, 0.1 * done, 0.2 * done), _over(samples, 0.9 * done, done)
+        try:
+            before, after = _over(samples, 0.1 * done, 0.2 * done), _over(samples, 0.9 * done, done)
+        except ValueError:
+            remedy = f"train for longer: memory is read every {EVERY_S:g} s"
+            raise HeadraceError(f"--steps {steps}: {name} was not seen in both tenths of the job", remedy) from None
         flat = "yes" if after <= before * (1 + FLAT) else "**no**"
         lines.append(f"| {name} | {before:,.1f} | {after:,.1f} | {after / before - 1:+.1%} | {flat} |")
     return "\n".join(lines)
@@ -102,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000_000)
     arguments = parser.parse_args()
-    print(report(arguments.steps))
+    answered(lambda: print(report(arguments.steps)))
 
 
 if __name__ == "__main__":

@@ -28,3 +28,16 @@ def test_a_section_that_is_not_there_is_refused_before_anything_is_measured(
         page.main()
     assert ended.value.code == 2
     assert "--only nosuch" in capsys.readouterr().err
+
+
+def test_a_job_too_short_for_its_memory_to_be_compared_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "watch", lambda _: ({"learner_server 0": [(0, 260.0), (900, 261.0)]}, 1000, 1.0))
+    with pytest.raises(HeadraceError, match="--steps 1000"):
+        memory.report(1000)
+
+
+def test_a_watched_job_that_fails_leaves_the_other_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = SimpleNamespace(poll=lambda: 1, returncode=1)
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(Popen=lambda *_, **__: job, DEVNULL=subprocess.DEVNULL))
+    with pytest.raises(HeadraceError, match="exit code 1"):
+        memory.report(1000)
