@@ -252,6 +252,13 @@ def test_a_plain_game_of_ataris_is_what_a_policy_sees_elsewhere() -> None:
     env.close()
 
 
+def test_a_plain_game_of_minatar_is_made_in_a_process_that_has_not_heard_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {name: spec for name, spec in gymnasium.registry.items() if not name.startswith("MinAtar/")}
+    monkeypatch.setattr("gymnasium.envs.registration.registry", others)
+    monkeypatch.setattr(gymnasium, "registry", others)
+    plain_env(load(None, ["env.id=MinAtar/Breakout-v1"], {})).close()
+
+
 def test_a_tuned_job_of_another_environment_is_refused() -> None:
     default, _ = train_job("CartPole-v1")
     _, other = train_job("HalfCheetah-v5")

@@ -33,6 +33,7 @@ from services.control.bench.numpy_cartpole import NumpyCartPole
 from services.control.engines.local import THREAD_VARIABLES
 from services.control.stepping import random_actions, step_rows
 from services.env_server.backends import make_backend
+from services.env_server.backends.gymnasium import register
 from services.env_server.backends.native_warnings import route_warnings
 from services.env_server.rollout import Rollout
 from services.learner_server.staging import stage
@@ -170,11 +171,9 @@ def numpy_cartpole(config: Config) -> Turn:
 
 def plain_env(config: Config) -> gymnasium.Env[Any, Any]:
     """Makes the environment as Gymnasium's users do: a game of Atari's with its wrappers for stacks of 4 x 84 x 84."""
-    atari = config.env.id.startswith(ATARI)
-    if atari:
-        gymnasium.register_envs(importlib.import_module("ale_py"))
+    register(config.env.id, config.env.id)
     route_warnings(config.env.id)
-    if not atari:
+    if not config.env.id.startswith(ATARI):
         return gymnasium.make(config.env.id, **config.env.kwargs)
     sticky = config.env.kwargs.get("repeat_action_probability", 0.25)
     game = gymnasium.make(config.env.id, frameskip=1, repeat_action_probability=sticky)

@@ -267,7 +267,7 @@ def check_shape(env_id: str, leaf: Leaf, value: Any) -> None:
 def _find(env_id: str) -> tuple[Callable[..., Env], Callable[..., VectorEnv[Any, Any, Any]] | None]:
     """Gives what makes one environment, and what makes a vector of them where the id registers that."""
     module, colon, name = env_id.rpartition(":")
-    _register(env_id, name)
+    register(env_id, name)
     if colon:
         found = _import(env_id, module)
         if name not in gymnasium.registry:
@@ -299,7 +299,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "give a Gymnasium id, module:Id, or package.module:factory"
 
 
-def _register(env_id: str, name: str) -> None:
+def register(env_id: str, name: str) -> None:
     namespace = name.partition("/")[0]
     if namespace in _NAMESPACES:
         module, function = _NAMESPACES[namespace]
