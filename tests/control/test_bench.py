@@ -27,7 +27,7 @@ from services.control.bench.pipeline import Measured, collecting, open_pipeline
 from services.control.bench.profile import recorded, shares, table
 from services.control.bench.report import Report, Row, show_ratio
 from services.control.bench.subjects import plain_env, rate, step_alone, step_and_infer, step_infer_learn
-from services.control.bench.train import bench_train, measured
+from services.control.bench.train import bench_train, measured, train_rate
 
 
 class Desk(gymnasium.Env[np.ndarray, dict[str, Any]]):
@@ -257,6 +257,21 @@ def test_a_plain_game_of_minatar_is_made_in_a_process_that_has_not_heard_of_it(m
     monkeypatch.setattr("gymnasium.envs.registration.registry", others)
     monkeypatch.setattr(gymnasium, "registry", others)
     plain_env(load(None, ["env.id=MinAtar/Breakout-v1"], {})).close()
+
+
+def test_a_trained_job_is_the_one_it_was_given_whatever_the_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_ENV__ENVS", "64")
+    seen: list[dict[str, str]] = []
+
+    def run(*_: object, env: dict[str, str] | None = None, **__: object) -> Any:
+        seen.append(dict(os.environ) if env is None else env)
+        return subprocess.CompletedProcess([], 1, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(HeadraceError, match="exit code 1"):
+        train_rate(train_job("CartPole-v1", ("env.envs=128",))[0], 1.0)
+    assert not [name for name in seen[0] if name.startswith("HEADRACE_")]
+    assert "PATH" in seen[0]
 
 
 def test_a_tuned_job_of_another_environment_is_refused() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from common.config import CONFIGS, Config
 from common.errors import ConfigError, HeadraceError
 from services.control.bench.pipeline import cpu_s, open_pipeline
-from services.control.bench.train import command
+from services.control.bench.train import command, plain_environ
 
 RATE_HZ = 200
 _OURS = re.compile(r"^(.*) \(((?:common|services|gymnasium|mujoco|ale_py|minatar|crafter|asyncio)/[^:]*):\d+\)$")
@@ -62,6 +62,7 @@ def profile_train(config: Config, seconds: float) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=plain_environ(),
         ) as job:
             try:
                 found = recorded(_pids(job, folder / "run"), seconds)

@@ -43,10 +43,16 @@ def train_rate(config: Config, seconds: float) -> float:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            env=plain_environ(),
         )
         if done.returncode:
             raise HeadraceError(f"the job ended with exit code {done.returncode}", done.stderr[-600:])
         return measured(Path(folder) / "run" / "progress.csv", seconds * WARM_SHARE)
+
+
+def plain_environ() -> dict[str, str]:
+    """Gives this environment without Headrace's variables: they made the config, and are not laid over it again."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
 
 
 def command(config: Config, seconds: float, folder: Path) -> list[str]:
