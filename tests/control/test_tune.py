@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from common.config import CONFIGS, load
-from common.errors import ConfigError
+from common.errors import ConfigError, HeadraceError
 from services.control.bench.jobs import collect_job
+from services.control.bench.pipeline import Measured
 from services.control.tune.search import Point, Search, Space
 from services.control.tune.tuner import (
     SEARCH_SHARE,
@@ -33,6 +35,7 @@ from services.control.tune.tuner import (
     tune,
     write,
 )
+from services.control.tune.view import LineView
 
 SPACE = Space(
     envs=tuple(1 << k for k in range(14)),
@@ -238,6 +241,24 @@ def test_the_overlay_is_the_job_with_its_new_sizes(tmp_path: Path) -> None:
     tuning.search.rates = {point: [4000.0]}
     assert "; 1 setting measured" in overlay(tuning)
     assert load(path, (), {}) == at(config, point)
+
+
+async def test_a_job_that_makes_no_step_while_it_is_measured_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow:
+        async def run(self, *_: object) -> Measured:
+            return Measured(0.0, {"env": 1.0})
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Slow]:
+        yield Slow()
+
+    monkeypatch.setattr("services.control.tune.tuner.open_pipeline", opened)
+    tuning = Tuning(load(ASYNC, (), {}), Search(SPACE, COLD), 1e-6, 0.2)
+    with pytest.raises(HeadraceError, match="no step") as raised:
+        await tune(tuning, LineView(Console()))
+    assert "--seconds" in raised.value.remedy
 
 
 def test_ctrl_c_writes_the_best_so_far_and_leaves_no_process(tmp_path: Path) -> None:

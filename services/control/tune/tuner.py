@@ -160,7 +160,10 @@ async def tune(tuning: Tuning, view: View) -> None:
 
 async def _measure(tuning: Tuning, pipeline: Pipeline, point: Point) -> Measured:
     try:
-        return await pipeline.run(at(tuning.config, point), tuning.seconds)
+        measured = await pipeline.run(at(tuning.config, point), tuning.seconds)
+        if not (measured.steps_s or tuning.busy):
+            raise HeadraceError("no step was made while the job was measured", "give it more --seconds")
+        return measured
     except ConfigError:
         raise
     except HeadraceError:
