@@ -41,3 +41,36 @@ def test_a_watched_job_that_fails_leaves_the_other_sections(monkeypatch: pytest.
     monkeypatch.setattr(memory, "subprocess", SimpleNamespace(Popen=lambda *_, **__: job, DEVNULL=subprocess.DEVNULL))
     with pytest.raises(HeadraceError, match="exit code 1"):
         memory.report(1000)
+
+
+class _Client:
+    """Answers like a replay-server whose prioritized table is a slow one, and whose tables are new to the memory."""
+
+    def __init__(self) -> None:
+        self.inserts: list[str] = []
+
+    async def welcome(self) -> Any:
+        return SimpleNamespace(life=1)
+
+    async def request(self, message: Any) -> Any:
+        if isinstance(message, Insert):
+            self.inserts += message.tables
+            fresh = self.inserts.count(replay.UNIFORM) <= 4
+            await asyncio.sleep(0.2 if fresh or message.tables == (replay.PRIORITIZED,) else 0.0)
+        await asyncio.sleep(0.05)
+        return Batch(0, 1, 1.0, 0, arrays={"keys": np.zeros(1)}) if isinstance(message, replay.Sample) else None
+
+    def close(self) -> None: ...
+
+
+async def test_the_service_and_the_core_are_timed_at_inserts_into_the_same_kind_of_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = _Client()
+    monkeypatch.setattr(replay, "CAPACITY", 4 * replay.UNROLL * replay.ENVS)
+    monkeypatch.setattr(replay, "connect", lambda *_, **__: client)
+    monkeypatch.setattr(replay, "make_context", lambda *_, **__: SimpleNamespace(hello=lambda *_: None))
+    monkeypatch.setattr(replay, "validate", lambda _: SimpleNamespace(net=SimpleNamespace(experience=["x"])))
+    rates = await replay._ask({}, 0.1)
+    # Both at a uniform table that has been full once: four at a time, 50 ms.
+    assert rates["service"][replay.INSERT] == pytest.approx(replay.CAPACITY / 0.05, rel=0.5)
