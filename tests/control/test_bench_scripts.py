@@ -22,7 +22,6 @@ def test_a_section_that_is_not_there_is_refused_before_anything_is_measured(
     only: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(page, "sections", lambda *_: {"wire": SimpleNamespace(text=lambda: pytest.fail("measured"))})
-    monkeypatch.setattr(page.plots, "draw_files", lambda *_: False)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", *only])
     with pytest.raises(SystemExit) as ended:
         page.main()
