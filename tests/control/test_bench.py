@@ -27,7 +27,7 @@ from services.control.bench.pipeline import Measured, collecting, open_pipeline
 from services.control.bench.profile import recorded, shares, table
 from services.control.bench.report import Report, Row, show_ratio
 from services.control.bench.subjects import plain_env, rate, step_alone, step_and_infer, step_infer_learn
-from services.control.bench.train import bench_train, measured, train_rate
+from services.control.bench.train import bench_train, enough, measured, train_rate
 
 
 class Desk(gymnasium.Env[np.ndarray, dict[str, Any]]):
@@ -104,7 +104,8 @@ def test_subjects_take_turns() -> None:
 
 def test_trained_steps_are_counted_after_the_warm_up(tmp_path: Path) -> None:
     progress = tmp_path / "progress.csv"
-    progress.write_text("seconds,steps,trained_steps\n0.5,900,800\n1.0,1000,1000\n2.0,1300,1200\n3.0,2000,1400\n")
+    rows = ["0.5,900,800,8", "1.0,1000,1000,10", "2.0,1300,1200,30", "3.0,2000,1400,50"]
+    progress.write_text("\n".join(["seconds,steps,trained_steps,updates", *rows, ""]))
     assert measured(progress, 1.0) == 200.0
     with pytest.raises(HeadraceError, match="too few updates"):
         measured(progress, 2.5)
@@ -114,8 +115,21 @@ def test_trained_steps_are_not_counted_while_the_queues_fill(tmp_path: Path) -> 
     # 100 steps are trained a second; 300 are collected until 500 wait, and then as many as are trained.
     progress = tmp_path / "progress.csv"
     rows = [(t, min(300 * t, 500 + 100 * t), 100 * t) for t in range(1, 9)]
-    progress.write_text("seconds,steps,trained_steps\n" + "".join(f"{t},{s},{n}\n" for t, s, n in rows))
+    progress.write_text("seconds,steps,trained_steps,updates\n" + "".join(f"{t},{s},{n},{t}\n" for t, s, n in rows))
     assert measured(progress, 1.0) == 100.0
+
+
+def test_a_job_is_measured_until_seconds_and_updates_are_enough(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.csv"
+    assert not enough(progress, 0.5, 4.0)
+    for last, seconds, found in ((20, 4.0, False), (21, 4.0, True), (21, 12.0, False)):
+        rows = "".join(f"{t / 2},{10 * t},{10 * t},{t}\n" for t in range(1, last + 1))
+        # What is being written meanwhile is not read.
+        progress.write_text(f"seconds,steps,trained_steps,updates\n{rows}99,9")
+        assert enough(progress, 0.5, seconds) is found
+    # Of few updates many seconds are not enough.
+    progress.write_text("seconds,steps,trained_steps,updates\n1,10,10,1\n90,20,20,2\n")
+    assert not enough(progress, 0.5, 4.0)
 
 
 def test_the_numpy_cartpole_moves_as_gymnasiums() -> None:
@@ -263,12 +277,12 @@ def test_a_trained_job_is_the_one_it_was_given_whatever_the_variables_say(monkey
     monkeypatch.setenv("HEADRACE_ENV__ENVS", "64")
     seen: list[dict[str, str]] = []
 
-    def run(*_: object, env: dict[str, str] | None = None, **__: object) -> Any:
+    def start(*_: object, env: dict[str, str] | None = None, **__: object) -> Any:
         seen.append(dict(os.environ) if env is None else env)
-        return subprocess.CompletedProcess([], 1, "", "")
+        raise HeadraceError("not started", "this is a test")
 
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(HeadraceError, match="exit code 1"):
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(HeadraceError, match="not started"):
         train_rate(train_job("CartPole-v1", ("env.envs=128",))[0], 1.0)
     assert not [name for name in seen[0] if name.startswith("HEADRACE_")]
     assert "PATH" in seen[0]

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from common.config import CONFIGS, Config
@@ -30,24 +31,40 @@ from services.control.bench.report import Report
 from services.control.bench.subjects import rate, step_infer_learn
 
 WARM_SHARE = 0.2
-LOG_S = 0.05
-COLUMNS = ("seconds", "trained_steps", "steps")
+# A job goes on until so many updates are measured, or for so many times as long.
+UPDATES, PATIENCE = 20, 4
+POLL_S, LOG_S = 0.2, 0.05
+COLUMNS = ("seconds", "trained_steps", "steps", "updates")
 
 
 def train_rate(config: Config, seconds: float) -> float:
-    """Gives the steps per second that `headrace train` trains on, over `seconds` after their warm-up and start-up."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            command(config, seconds * (1 + WARM_SHARE), Path(folder)),
-            cwd=CONFIGS.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=plain_environ(),
-        )
-        if done.returncode:
-            raise HeadraceError(f"the job ended with exit code {done.returncode}", done.stderr[-600:])
-        return measured(Path(folder) / "run" / "progress.csv", seconds * WARM_SHARE)
+    """Gives the steps per second that `headrace train` trains on, after start-up and warm-up.
+
+    That is over `seconds`, or longer where `UPDATES` updates take longer: over a few, what came first counts too much.
+    """
+    warm_s = seconds * WARM_SHARE
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        progress, said = folder / "run" / "progress.csv", folder / "stderr"
+        with (
+            said.open("w") as stderr,
+            subprocess.Popen(
+                command(config, warm_s + PATIENCE * seconds, folder),
+                cwd=CONFIGS.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=plain_environ(),
+            ) as job,
+        ):
+            try:
+                while (code := job.poll()) is None and not enough(progress, warm_s, seconds):
+                    time.sleep(POLL_S)
+            finally:
+                job.terminate()
+        if code:
+            raise HeadraceError(f"the job ended with exit code {code}", said.read_text()[-600:])
+        return measured(progress, warm_s)
 
 
 def plain_environ() -> dict[str, str]:
@@ -70,24 +87,39 @@ def command(config: Config, seconds: float, folder: Path) -> list[str]:
     return [sys.executable, "-m", "services.control.cli", *trained]
 
 
-def measured(progress: Path, warm_s: float) -> float:
-    """Gives the steps trained on per second between the first row of `progress.csv` that is warm and its last.
+def enough(progress: Path, warm_s: float, seconds: float) -> bool:
+    """Says whether `progress.csv` has `UPDATES` updates and `seconds` to measure."""
+    rows = _warm(progress, warm_s)
+    return bool(rows) and all(
+        rows[-1][key] - rows[0][key] >= least for key, least in (("seconds", seconds), ("updates", UPDATES))
+    )
 
-    That is the first after `warm_s` seconds by which as much lies in the queues as in most rows: while they fill, a job
-    collects more than it trains on.
-    """
-    rows: list[dict[str, float]] = []
-    if progress.exists():
-        with progress.open(newline="") as file:
-            read = [{key: float(row[key]) for key in COLUMNS} for row in csv.DictReader(file)]
-        queued = [row["steps"] - row["trained_steps"] for row in read if row["seconds"] >= warm_s]
-        usual = statistics.median(queued) if queued else 0.0
-        full = itertools.dropwhile(lambda row: row["steps"] - row["trained_steps"] < usual, read)
-        rows = [row for row in full if row["seconds"] >= warm_s]
+
+def measured(progress: Path, warm_s: float) -> float:
+    """Gives the steps trained on per second between the first row of `progress.csv` that is warm and its last."""
+    rows = _warm(progress, warm_s)
     if len(rows) < 2 or rows[-1]["seconds"] <= rows[0]["seconds"]:
         raise HeadraceError("too few updates to measure", "measure for more --seconds")
     passed, trained = (rows[-1][key] - rows[0][key] for key in ("seconds", "trained_steps"))
     return trained / passed
+
+
+def _warm(progress: Path, warm_s: float) -> list[dict[str, float]]:
+    """Gives the rows of `progress.csv` from the first one on that is warm.
+
+    That is the first after `warm_s` seconds by which as much lies in the queues as in most rows: while they fill, a job
+    collects more than it trains on.
+    """
+    if not progress.exists():
+        return []
+    with progress.open(newline="") as file:
+        # The last line may be half written.
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]
+    read = [{key: float(row[key]) for key in COLUMNS} for row in whole]
+    queued = [row["steps"] - row["trained_steps"] for row in read if row["seconds"] >= warm_s]
+    usual = statistics.median(queued) if queued else 0.0
+    full = itertools.dropwhile(lambda row: row["steps"] - row["trained_steps"] < usual, read)
+    return [row for row in full if row["seconds"] >= warm_s]
 
 
 def bench_train(jobs: tuple[Config, Config], seconds: float, repeat: int, home: Path, say: Say) -> Report:
