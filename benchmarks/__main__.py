@@ -150,9 +150,10 @@ def main() -> None:
             print(text, flush=True)
             write_sections(PAGE, {name: text})
     for kind, measured in (("collect", COLLECTED), ("train", TRAINED)):
-        page = PAGE.read_text()
-        panels = [plots.read_table(read_section(page, f"{kind} {env_id}")) for env_id in measured]
-        plots.draw_rates(panels, PLOTS / f"{kind}.png")
+        shown = [f"{kind} {env_id}" for env_id in measured]
+        if any(map(chosen, shown)):
+            page = PAGE.read_text()
+            plots.draw_rates([plots.read_table(read_section(page, name)) for name in shown], PLOTS / f"{kind}.png")
     if chosen("scaling"):
         write_sections(scaling.PAGE, scaling.report(arguments.seconds / 2, arguments.repeat))
     if failed:

@@ -43,10 +43,14 @@ def test_a_watched_job_that_fails_leaves_the_other_sections(monkeypatch: pytest.
 
 
 class _Client:
-    """Answers like a replay-server whose prioritized table is a slow one, and whose tables are new to the memory."""
+    """Answers like a replay-server whose prioritized table is a slow one, and whose tables are new to the memory.
+
+    Its clock goes on with each request, by what that costs: nothing here waits.
+    """
 
     def __init__(self) -> None:
         self.inserts: list[str] = []
+        self.now = 0.0
 
     async def welcome(self) -> Any:
         return SimpleNamespace(life=1)
@@ -55,8 +59,9 @@ class _Client:
         if isinstance(message, Insert):
             self.inserts += message.tables
             fresh = self.inserts.count(replay.UNIFORM) <= 4
-            await asyncio.sleep(0.2 if fresh or message.tables == (replay.PRIORITIZED,) else 0.0)
-        await asyncio.sleep(0.05)
+            self.now += 0.2 if fresh or message.tables == (replay.PRIORITIZED,) else 0.0
+        self.now += 0.05
+        await asyncio.sleep(0)
         return Batch(0, 1, 1.0, 0, arrays={"keys": np.zeros(1)}) if isinstance(message, replay.Sample) else None
 
     def close(self) -> None: ...
@@ -66,10 +71,11 @@ async def test_the_service_and_the_core_are_timed_at_inserts_into_the_same_kind_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = _Client()
+    monkeypatch.setattr(replay, "time", SimpleNamespace(perf_counter=lambda: client.now))
     monkeypatch.setattr(replay, "CAPACITY", 4 * replay.UNROLL * replay.ENVS)
     monkeypatch.setattr(replay, "connect", lambda *_, **__: client)
     monkeypatch.setattr(replay, "make_context", lambda *_, **__: SimpleNamespace(hello=lambda *_: None))
     monkeypatch.setattr(replay, "validate", lambda _: SimpleNamespace(net=SimpleNamespace(experience=["x"])))
     rates = await replay._ask({}, 0.1)
-    # Both at a uniform table that has been full once: four at a time, 50 ms.
-    assert rates["service"][replay.INSERT] == pytest.approx(replay.CAPACITY / 0.05, rel=0.5)
+    # Both at a uniform table that has been full once: four inserts of 50 ms.
+    assert rates["service"][replay.INSERT] == pytest.approx(replay.CAPACITY / 0.2)

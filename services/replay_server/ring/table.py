@@ -26,7 +26,7 @@ from services.replay_server.ring.spoilt import without_spoilt
 from services.replay_server.ring.storage import Layout, layout_of
 from services.replay_server.unroll import Answer, Drawn, Stored, Unroll
 
-_GOALS = ("observation.achieved_goal", "observation.desired_goal")
+_GOALS = {"observation.achieved_goal", "observation.desired_goal"}
 
 
 @dataclass(slots=True)
@@ -211,7 +211,7 @@ class RingTable:
         stack = max((stack for _, _, stack in layout.values()), default=1)
         if stack > steps + 1:
             raise ConfigError(f"rollout.unroll={steps} is too short for stacks of {stack}", f"set it to {stack - 1}")
-        if self._config.her.k and not layout.keys() >= {*_GOALS}:
+        if self._config.her.k and not layout.keys() >= _GOALS:
             raise ProtocolError(f"{unroll.slot} sends no goals to table {self._name!r}", "set its her.k to 0")
         if self._config.her.k and len(shapes := {layout[name][1] for name in _GOALS}) > 1:
             text = f"{unroll.slot} sends goals of unlike shapes to table {self._name!r}: {sorted(shapes)}"
