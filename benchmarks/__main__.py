@@ -10,7 +10,7 @@ peers were not there.
 from __future__ import annotations
 
 import argparse
-import subprocess
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,31 +133,44 @@ def main() -> None:
     def chosen(name: str) -> bool:
         return not arguments.only or any(name.startswith(only) for only in arguments.only)
 
-    found, failed = sections(arguments.seconds, arguments.repeat), []
-    names = [*found, "scaling"]
+    found = sections(arguments.seconds, arguments.repeat)
+    work: dict[str, Callable[[], None]] = {name: partial(write, name, section) for name, section in found.items()}
+    work["scaling"] = partial(write_scaling, arguments.seconds / 2, arguments.repeat)
     for only in arguments.only or ():
-        if not any(name.startswith(only) for name in names):
-            parser.error(f"--only {only}: the sections are {', '.join(names)}")
-    for name, section in found.items():
-        if chosen(name):
-            print(f"{name} …", flush=True)
-            try:
-                text = section.text()
-            except (HeadraceError, subprocess.CalledProcessError) as error:
-                failed.append(name)
-                print(f"not measured, and left as it is: {error}", flush=True)
-                continue
-            print(text, flush=True)
-            write_sections(PAGE, {name: text})
+        if not any(name.startswith(only) for name in work):
+            parser.error(f"--only {only}: the sections are {', '.join(work)}")
+    failed = [name for name, measure in work.items() if chosen(name) and not succeeds(name, measure)]
     for kind, measured in (("collect", COLLECTED), ("train", TRAINED)):
         shown = [f"{kind} {env_id}" for env_id in measured]
         if any(map(chosen, shown)):
             page = PAGE.read_text()
             plots.draw_rates([plots.read_table(read_section(page, name)) for name in shown], PLOTS / f"{kind}.png")
-    if chosen("scaling"):
-        write_sections(scaling.PAGE, scaling.report(arguments.seconds / 2, arguments.repeat))
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
+
+
+def write(name: str, section: Section) -> None:
+    """Measures a section and writes it into the page."""
+    text = section.text()
+    print(text, flush=True)
+    write_sections(PAGE, {name: text})
+
+
+def write_scaling(seconds: float, repeat: int) -> None:
+    write_sections(scaling.PAGE, scaling.report(seconds, repeat))
+
+
+def succeeds(name: str, measure: Callable[[], None]) -> bool:
+    """Runs what measures a section; False, with the reason said, where it fails: hours of others are to come."""
+    print(f"{name} …", flush=True)
+    try:
+        measure()
+    except Exception as error:
+        if not isinstance(error, HeadraceError):
+            traceback.print_exc()
+        print(f"not measured, and left as it is: {error}", flush=True)
+        return False
+    return True
 
 
 if __name__ == "__main__":

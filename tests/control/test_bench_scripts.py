@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from benchmarks import __main__ as page
-from benchmarks import memory, replay
+from benchmarks import connections, memory, replay
 from common.errors import HeadraceError
 from common.messages import Batch, Insert
 
@@ -27,6 +29,26 @@ def test_a_section_that_is_not_there_is_refused_before_anything_is_measured(
         page.main()
     assert ended.value.code == 2
     assert "--only nosuch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [HeadraceError("no peer", "install it"), ValueError("no peer")])
+def test_a_section_that_fails_says_why_and_leaves_the_others(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure() -> None:
+        raise error
+
+    assert not page.succeeds("wire", measure)
+    assert page.succeeds("replay", lambda: None)
+    assert capsys.readouterr().out.splitlines() == ["wire …", f"not measured, and left as it is: {error}", "replay …"]
+
+
+def test_a_process_that_had_a_socket_has_room_for_all_connections() -> None:
+    zmq.Context.instance().socket(zmq.PAIR).close()
+    connections.make_room()
+    with ExitStack() as open_sockets:
+        for _ in range(2 * max(connections.COUNTS) + 2):
+            open_sockets.enter_context(zmq.Context.instance().socket(zmq.PAIR))
 
 
 def test_a_job_too_short_for_its_memory_to_be_compared_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
