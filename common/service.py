@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -158,10 +159,11 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
     logs.set_up(role)
     try:
         arguments = service_arguments(role, argv)
-        given = {name: getattr(arguments, name) for name in _GIVEN}
-        context = make_context(arguments.config, role, **given)
+        context = make_context(arguments.config, role, **{name: getattr(arguments, name) for name in _GIVEN})
         logs.set_up(context.name)
         keep_freed_memory()
+        with suppress(ValueError, OSError):  # each peer takes a file; shells allow 1,024
+            resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda *_: context.stopping.set())  # until the loop has its own handlers
         http = serve_http(context)
@@ -169,8 +171,7 @@ def main(role: str, run: Run, argv: Sequence[str] | None = None) -> int:
         log.error("error: %s", error)
         return error.exit_code
     if arguments.announce is not None:
-        host = arguments.config.metrics.host
-        here = "127.0.0.1" if host in ("", "0.0.0.0") else host
+        here = "127.0.0.1" if (host := arguments.config.metrics.host) in ("", "0.0.0.0") else host
         write_whole(arguments.announce, f"http://{here}:{http.server_port}")
     try:
         return _run_loop(context, run)

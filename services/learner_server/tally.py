@@ -69,10 +69,7 @@ class Tally:
         full = len(self._recent) == stop.episodes
         if stop.episode_return is not None and full and self.episode_return >= stop.episode_return:
             return "solved"
-        for name in _LIMITED:
-            if 0 < getattr(stop, name) <= getattr(self, name):
-                return name
-        return None
+        return next((name for name in _LIMITED if 0 < getattr(stop, name) <= getattr(self, name)), None)
 
     def progress(self) -> float:
         """Gives the share of the job's budget that is used up, 0 to 1: what schedules follow."""

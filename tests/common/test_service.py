@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -220,6 +221,22 @@ async def test_a_process_that_is_told_to_stop_ends_with_exit_code_0(tmp_path: Pa
             assert await service.ended() == 0, service.text()
             assert "stopped" in service.text()
             assert "Traceback" not in service.text()
+        finally:
+            service.kill()
+
+
+async def test_a_service_may_have_as_many_files_open_as_the_system_lets_it(tmp_path: Path) -> None:
+    (soft, hard), few = resource.getrlimit(resource.RLIMIT_NOFILE), 1000
+    with short_dir() as sockets:
+        config = write_config(tmp_path / "c.yaml", {"net": {"experience": [f"ipc://{sockets}/replay"]}})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        try:
+            service = Service("replay", config, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            await until(service.url, f"its address: {service.text()}")
+            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
         finally:
             service.kill()
 
