@@ -57,15 +57,16 @@ def _through(core: Core | None, features: Tensor, batch: Batch) -> tuple[Tensor,
 class Policy(Actor):
     """An actor and a critic over one environment's spec; `build_policy` makes one.
 
-    With `parameters` the behaviour's whole distribution travels with the unroll, and `behaviour` gives it back.
+    With `parameters` the behaviour's whole distribution travels with the unroll, and `behaviour` gives it back; with
+    `values` its values do, for `bootstrapped`.
     """
 
-    def __init__(self, config: NetworkConfig, env: EnvSpec, parameters: bool) -> None:
+    def __init__(self, config: NetworkConfig, env: EnvSpec, parameters: bool, values: bool) -> None:
         super().__init__()
         self.env = env
         self.action = env.action
         self.acting = {}
-        self._ships_parameters = parameters
+        self._ships_parameters, self._ships_values = parameters, values
         self.head = Head(env.action, config.distribution, config.sigma, config.log_std_init)
         self.noise_size = self.head.sizes.noise
         self._action_dtype = torch_dtype(env.action.dtype)
@@ -95,6 +96,8 @@ class Policy(Actor):
         extras = [ArraySpec("log_prob", "<f4", ())]
         if self._ships_parameters:
             extras.append(ArraySpec("parameters", "<f4", (self.head.sizes.parameters,)))
+        if self._ships_values:
+            extras.append(ArraySpec("value", "<f4", ()))
         carried = () if self.last is None else self.last.state
         return PolicySpec(tuple(extras), (*state_specs(self.core), *state_specs(self.critic_core), *carried))
 
@@ -109,7 +112,8 @@ class Policy(Actor):
         encoders = self.actor.encoders
         free_normal = self.action.kind == "box" and self.head.kind == "normal" and self.log_std is not None
         simple = free_normal or self.action.kind == "discrete"
-        alone = self.core is None and self.last is None and not self._mask and not self._ships_parameters
+        bare = not (self._mask or self._ships_parameters or self._ships_values)
+        alone = self.core is None and self.last is None and bare
         return simple and alone and len(encoders) == 1 and isinstance(encoders[0], MLP)
 
     def _distribution(self, features: Tensor, rows: Mapping[str, Tensor]) -> Distribution:
@@ -130,9 +134,12 @@ class Policy(Actor):
         last = None if self.last is None else self.last.of_step(seen)
         inputs = self.inputs(seen.observation)
         features, state = stepped(self.core, self._features(self.actor, inputs, last), seen.first, seen.state)
-        if self.critic is not None and self.critic_core is not None:
-            valued = self._features(self.critic, inputs, last)
-            state |= stepped(self.critic_core, valued, seen.first, seen.state)[1]
+        valued = features
+        if self.critic is not None and (self._ships_values or self.critic_core is not None):
+            valued, hidden = stepped(
+                self.critic_core, self._features(self.critic, inputs, last), seen.first, seen.state
+            )
+            state |= hidden
         distribution = self._distribution(features, seen.observation)
         action = (distribution.mode() if greedy else distribution.sample(seen.noise)).to(self._action_dtype)
         if self.last is not None and self.last.code is not None:
@@ -140,6 +147,8 @@ class Policy(Actor):
         extras = {"log_prob": distribution.log_prob(action)}
         if self._ships_parameters:
             extras["parameters"] = distribution.parameters()
+        if self._ships_values:
+            extras["value"] = self._values(valued)
         return Acted(action, extras, state)
 
     def rows(self, batch: Batch) -> dict[str, Tensor]:
@@ -170,6 +179,16 @@ class Policy(Actor):
         trunk, core = self._beneath_values
         seen, hidden = _through(core, self._features(trunk, self.inputs(rows), rows.get(LAST)), batch)
         return Valued(self._values(seen), hidden)
+
+    def bootstrapped(self, batch: Batch) -> Valued:
+        """Gives the behaviour's values of the first T rows, of a policy built with `values`, and its own of the last.
+
+        Only for a policy without a recurrent core: no state comes with the last row.
+        """
+        ends = {name: x[-1] for name, x in self.rows(batch).items()}
+        trunk, _ = self._beneath_values
+        end = self._values(self._features(trunk, self.inputs(ends), ends.get(LAST)))
+        return Valued(torch.cat([batch.extras["value"], end[None]]), None)
 
     @property
     def _beneath_values(self) -> tuple[Trunk, Core | None]:
@@ -241,13 +260,16 @@ def _check_read(network: Mapping[str, Any], config: NetworkConfig, env: EnvSpec)
             raise ConfigError(f"network.{key}={network[key]!r} says nothing to {whose}", "leave it out")
 
 
-def build_policy(network: Mapping[str, Any], env: EnvSpec, seed: int, parameters: bool = False) -> Policy:
+def build_policy(
+    network: Mapping[str, Any], env: EnvSpec, seed: int, parameters: bool = False, values: bool = False
+) -> Policy:
     """Builds a policy whose initial weights depend on `seed` alone; a bad `network` is a ConfigError.
 
-    With `parameters` it ships `extras.parameters`, all that it takes to build its distributions again.
+    With `parameters` it ships `extras.parameters`, all that it takes to build its distributions again; with `values`
+    `extras.value`, V of what it acted on.
     """
     config = read_network(network)
     _check_read(network, config, env)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Policy(config, env, parameters)
+        return Policy(config, env, parameters, values)

@@ -21,9 +21,9 @@ Record = Callable[..., Arrays]
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
-def built(kind: str, seed: int = 0, parameters: bool = False) -> Policy:
+def built(kind: str, seed: int = 0, parameters: bool = False, values: bool = False) -> Policy:
     network, env = KINDS[kind]
-    return build_policy(network, env, seed, parameters)
+    return build_policy(network, env, seed, parameters, values)
 
 
 def recorded(policy: Policy, record: Record, steps: int = 12, columns: int = 5) -> Batch:
@@ -318,6 +318,7 @@ def test_only_a_simple_policy_is_plain() -> None:
     plain = [kind for kind in sorted(KINDS) if built(kind).plain]
     assert plain == ["mlp", "normal", "normalized", "popart", "scalar", "shared"]
     assert not built("mlp", parameters=True).plain
+    assert not built("mlp", values=True).plain
 
 
 def test_bfloat16_is_near_and_features_come_out_in_float32(record: Record) -> None:

@@ -120,6 +120,40 @@ def test_appo_takes_its_targets_from_vtrace_when_told_to(arrays: Arrays, cartpol
     assert abs(explained(True, 2.0) - explained(False, 2.0)) > 0.01
 
 
+@pytest.mark.parametrize("network", [{}, {"shared": True}, {"last_action": True, "popart": True}])
+def test_the_behaviours_values_are_the_newest_until_weights_change(
+    network: dict[str, Any], cartpole: EnvSpec, record: Record
+) -> None:
+    arrays = record(build_policy(network, cartpole, 0, values=True), cartpole, 16, 8)
+    assert arrays["extras.value"].shape == (16, 8)
+
+    def metrics(of: str, seed: int, arrays: Arrays = arrays) -> dict[str, float]:
+        policy = PPO.make_actor({"values": of}, network, cartpole, seed)
+        return PPO({"values": of, "epochs": 1}, OptimizerConfig(), policy, 0).learn(to_batch(arrays, CPU), 0.0)
+
+    assert metrics("behaviour", 0) == pytest.approx(metrics("newest", 0), abs=1e-6)
+    away, nearby = (metrics(of, 1)["explained_variance"] for of in ("behaviour", "newest"))
+    assert away != pytest.approx(nearby, abs=1e-5)
+    raised = {**arrays, "extras.value": arrays["extras.value"] + 1.0}
+    assert metrics("behaviour", 0, raised)["value_loss"] != pytest.approx(metrics("newest", 0)["value_loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm", "network", "said"),
+    [(PPO, {}, {"lstm": 4}, "no state"), (APPO, {"vtrace": True}, {}, "saves nothing")],
+)
+def test_the_behaviours_values_are_refused_where_they_do_not_do(
+    kind: type[PPO] | type[APPO],
+    algorithm: dict[str, Any],
+    network: dict[str, Any],
+    said: str,
+    cartpole: EnvSpec,
+) -> None:
+    chosen = {**algorithm, "values": "behaviour"}
+    with pytest.raises(ConfigError, match=said):
+        kind(chosen, OptimizerConfig(), kind.make_actor(chosen, network, cartpole, 0), 0)
+
+
 def test_invalid_steps_have_no_influence(arrays: Arrays, cartpole: EnvSpec) -> None:
     valid = np.ones((16, 8), bool)
     valid[3] = False

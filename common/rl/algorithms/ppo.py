@@ -7,8 +7,9 @@ which the learning rate is steered: beyond twice that it falls by a third, below
 2022).
 
 Deviations: the value loss is the plain mean squared error, so that `value_weight` 0.5 weighs ½ of it; values for the
-advantages are computed anew by the learner, not taken from the behaviour. A recurrent policy's minibatches are whole
-columns, unrolled from the state that came with them; a feed-forward one's are single steps, shuffled.
+advantages are computed anew by the learner, unless `values` says to take the behaviour's. A recurrent policy's
+minibatches are whole columns, unrolled from the state that came with them; a feed-forward one's are single steps,
+shuffled.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class PPOConfig(ActorCriticConfig):
     epochs: int = Field(10, gt=0, description="passes over each batch")
     minibatches: int = Field(4, gt=0, description="minibatches per pass")
     value_clip: float | None = Field(None, gt=0, description="how far a value may move in one update; null: no limit")
+    values: Literal["newest", "behaviour"] = Field(
+        "newest", description="whose values advantages are made of; behaviour: those that acting gave, a pass less"
+    )
     normalize_advantages: bool = Field(True, description="to mean 0 and std 1, in each minibatch")
     target_kl: float | None = Field(
         None, gt=0, description="the update ends after the first pass whose mean KL exceeds this; null: never"
@@ -119,6 +123,8 @@ class _Surrogate:
 
     def __init__(self, config: PPOConfig, thresholds: Thresholds | None, core: ActorCritic, seed: int) -> None:
         _check_kl(config)
+        if config.values == "behaviour":
+            _check_behaviour(core.policy, thresholds)
         self._config = config
         self._thresholds = thresholds
         self._core = core
@@ -170,7 +176,8 @@ class _Surrogate:
         config, policy = self._config, self._core.policy
         ends = (batch.terminated, batch.truncated, batch.valid, config.discount, config.lam)
         if self._thresholds is None:
-            value, after = self._core.values(policy.valued(batch), batch)
+            valued = policy.bootstrapped if config.values == "behaviour" else policy.valued
+            value, after = self._core.values(valued(batch), batch)
             advantage = gae(reward, value, after, *ends)
             target = value + advantage
         else:
@@ -264,6 +271,19 @@ def _check_kl(config: PPOConfig) -> None:
         raise ConfigError(text, "set algorithm.epochs above 1, or leave it out")
 
 
+def _check_behaviour(policy: Policy, thresholds: Thresholds | None) -> None:
+    """Raises ConfigError where the behaviour's values do not do."""
+    if policy.recurrent:
+        text = (
+            "algorithm.values='behaviour' has no state to value the step after an unroll from, with network.lstm or gru"
+        )
+    elif thresholds is not None:
+        text = "algorithm.values='behaviour' saves nothing with algorithm.vtrace=true, which computes them anew anyway"
+    else:
+        return
+    raise ConfigError(text, "leave algorithm.values out")
+
+
 def _averaged(rows: list[Tensor], moves: list[_Move]) -> Tensor:
     """Gives the means of _LOSSES over an update's minibatches, each by its steps: a rank has none of some of them."""
     steps = [x.new_full((), x.numel()) if mask is None else mask.sum().to(x.dtype) for x, mask in moves]
@@ -294,7 +314,8 @@ class PPO:
 
     @staticmethod
     def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> Policy:
-        return build_policy(network, env, seed, parameters=algorithm.get("rollback") is not None)
+        values = algorithm.get("values") == "behaviour"
+        return build_policy(network, env, seed, parameters=algorithm.get("rollback") is not None, values=values)
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, policy: Policy, seed: int) -> None:
         self._config = read_settings(PPOConfig, algorithm, "algorithm")
