@@ -18,6 +18,7 @@ import numpy as np
 
 WARM_S = 10.0
 BATCHES = 20  # at least as many in a figure, so that one more or less is 5 % of it
+SWEPT = 5  # in those that only choose a setting
 REPORT = re.compile(r"Total num frames: (\d+)")
 NAMES = {"CartPole-v1": "CartPole-v1", "HalfCheetah-v5": "HalfCheetah-v4", "ALE/Pong-v5": "ALE/Pong-v5"}
 
@@ -102,7 +103,7 @@ def words(env_id: str, setting: str, folder: str) -> str:
     return f"--env={env_id} {_COMMON} {_PIXELS if pixels else _VECTOR} {sampled} {how}"
 
 
-def measure(env_id: str, seconds: float, setting: str) -> float:
+def measure(env_id: str, seconds: float, setting: str, batches: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         given = words(env_id, setting, folder).split()
         job = subprocess.Popen(
@@ -115,7 +116,7 @@ def measure(env_id: str, seconds: float, setting: str) -> float:
         )
         batch = next(int(word.partition("=")[2]) for word in given if word.startswith("--batch_size="))
         try:
-            return rate(job.stdout, seconds, BATCHES * batch)
+            return rate(job.stdout, seconds, batches * batch)
         finally:
             os.killpg(job.pid, signal.SIGKILL)  # its own end can take longer than the job
             job.wait()
@@ -143,4 +144,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--train":
         train(next(word for word in sys.argv if word.startswith("--env=")).removeprefix("--env="), sys.argv[2:])
     chosen = sys.argv[3:] or [*SETTINGS, *(VECTOR_SETTINGS if sys.argv[1] in VECTORS else ())]
-    print(json.dumps({name: measure(sys.argv[1], float(sys.argv[2]), name) for name in chosen}))
+    batches = BATCHES if sys.argv[3:] else SWEPT
+    print(json.dumps({name: measure(sys.argv[1], float(sys.argv[2]), name, batches) for name in chosen}))

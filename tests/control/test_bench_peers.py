@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from jobs import until
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import memory, page
@@ -45,6 +48,27 @@ def test_a_peer_is_what_its_environment_and_script_say(tmp_path: Path, monkeypat
     monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
     with pytest.raises(HeadraceError, match="sb3 CartPole-v1 did not end within"):
         peers.run(peers.PEERS[0], tmp_path, "CartPole-v1")
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_of_a_script_that_is_ended_no_process_is_left() -> None:
+    # As Sample Factory's: its job has a session of its own.
+    script = (
+        "import subprocess, sys\n"
+        "wait = 'import threading; threading.Event().wait()'\n"
+        "subprocess.Popen([sys.executable, '-c', wait], start_new_session=True).wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as running:
+        await until(lambda: psutil.Process(running.pid).children(), "its job")
+        [job] = psutil.Process(running.pid).children()
+        peers.end_family(running.pid)
+        await until(lambda: ended(job), "the job's end")
 
 
 def test_peers_take_turns_at_their_best_setting_and_one_that_fails_is_left_out(

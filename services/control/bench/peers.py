@@ -10,9 +10,12 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from common.config import CONFIGS
 from common.errors import HeadraceError
@@ -66,21 +69,35 @@ def installed(home: Path) -> list[Peer]:
 def run(peer: Peer, home: Path, *arguments: str) -> dict[str, float]:
     """Gives the rate of each of a peer's settings, from the line of JSON that its script prints last."""
     with tempfile.TemporaryDirectory() as folder:  # some leave files where they run
-        try:
-            done = subprocess.run(
-                [python_of(peer, home), SCRIPTS / f"{peer.name}_peer.py", *arguments],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                env={**os.environ, "PYTHONWARNINGS": "ignore"},
-            )
-        except subprocess.TimeoutExpired:
-            raise HeadraceError(f"{peer.name} {' '.join(arguments)} did not end within {TIMEOUT_S:g} s") from None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise HeadraceError(f"{peer.name} {' '.join(arguments)} failed", done.stderr[-600:])
+        script = subprocess.Popen(
+            [python_of(peer, home), SCRIPTS / f"{peer.name}_peer.py", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+        with script:
+            try:
+                said, errors = script.communicate(timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                raise HeadraceError(f"{peer.name} {' '.join(arguments)} did not end within {TIMEOUT_S:g} s") from None
+            finally:
+                if script.poll() is None:
+                    end_family(script.pid)
+    lines = said.strip().splitlines()
+    if script.returncode or not lines:
+        raise HeadraceError(f"{peer.name} {' '.join(arguments)} failed", errors[-600:])
     return {str(setting): float(value) for setting, value in json.loads(lines[-1]).items()}
+
+
+def end_family(pid: int) -> None:
+    """Ends a script that still runs and all that it started: what is left of it would slow what is measured next."""
+    with suppress(psutil.NoSuchProcess):
+        script = psutil.Process(pid)
+        for process in (script, *script.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @dataclass(slots=True)
