@@ -163,7 +163,7 @@ async def test_a_learner_that_comes_back_after_the_end_when_its_replay_server_ha
 ) -> None:
     run = tmp_path / "run"
     with short_dir() as sockets:
-        tree = BASE | net(sockets, deadline_s=1.0, linger_s=60.0) | {"stop": {"steps": 1_000}}
+        tree = BASE | net(sockets, deadline_s=1.0, linger_s=30.0) | {"stop": {"steps": 1_000}}
         config = write_config(tmp_path / "config.yaml", tree)
         with by_hand(config, run) as services:
             assert await services["learner"].ended() == 0

@@ -1,4 +1,7 @@
-"""Agents learn through the real pipeline: each job stops by itself once its training mean is well above chance."""
+"""Agents learn through the real pipeline: each job stops by itself once its training mean is well above chance.
+
+An overlay's own job is four processes; one with settings on top has them in one, which starts sooner.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,14 @@ JOBS = {
 async def test_a_job_learns(job: str, tmp_path: Path) -> None:
     goal, steps = JOBS[job]
     name, *settings = job.split()
-    overrides = [*settings, f"stop.episode_return={goal}", f"stop.steps={steps}", "learner.lr_schedule=constant"]
+    engine = ["--engine", "inline"] if settings else []
+    overrides = [
+        *engine,
+        *settings,
+        f"stop.episode_return={goal}",
+        f"stop.steps={steps}",
+        "learner.lr_schedule=constant",
+    ]
     with Job(CONFIGS / f"{name}.yaml", tmp_path / "run", overrides) as running:
         assert await running.ended(deadline_s=150) == 0, running.text()
         result = running.result()

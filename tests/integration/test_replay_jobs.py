@@ -32,7 +32,11 @@ def coupled(tree: dict[str, Any], ratio: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ratio", "more"),
     [
-        pytest.param(16.0, {"network": {"name": "mlp", "hidden": [512, 512], "activation": "relu"}}, id="slow learner"),
+        pytest.param(
+            16.0,
+            {"network": {"name": "mlp", "hidden": [512, 512], "activation": "relu"}, "stop": {"steps": 2000}},
+            id="slow learner",
+        ),
         pytest.param(8.0, {"env": {"id": "paced:cartpole", "groups": 1, "envs": 4}}, id="slow environment"),
     ],
 )
