@@ -16,7 +16,7 @@ BASE: dict[str, Any] = {
     "rollout": {"unroll": 32},
     "network": {"name": "mlp", "hidden": [16]},
     "algorithm": {"name": "ppo", "epochs": 1, "minibatches": 1},
-    "stop": {"steps": 1_000_000_000},
+    "stop": {"steps": 60_000},
 }
 
 
@@ -35,7 +35,5 @@ async def test_env_servers_move_to_a_live_inference_server_and_return(tmp_path: 
             os.kill(first, signal.SIGCONT)
         await until(lambda: "back to the inference-server" in log.read_text(), "the way back")
         assert "moves to" not in (job.run_dir / "logs" / "env-1.log").read_text()
-        updates = job.updates()
-        await until(lambda: job.updates() > updates + 5, "updates after the way back")
-        job.interrupt()
         assert await job.ended() == 0, job.text()
+        assert job.result()["steps"] >= 60_000
