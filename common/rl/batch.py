@@ -85,6 +85,16 @@ class Batch:
         return moved[kept], {name: x[kept] for name, x in self.final.items()}
 
 
+def padded(rows: Tensor) -> Tensor:
+    """Repeats the last of some rows [K, ...] until there are a power of two of them; K is at least 1.
+
+    Last observations are another number in each batch, and oneDNN keeps what it compiles for each number of rows that
+    it meets, up to a gigabyte of it.
+    """
+    k = rows.shape[0]
+    return rows[torch.arange(1 << (k - 1).bit_length(), device=rows.device).clamp_max(k - 1)]
+
+
 def required(arrays: Arrays, name: str) -> np.ndarray:
     """Gives the array of that name; a ProtocolError names what is missing."""
     try:

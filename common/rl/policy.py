@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError, nearest
 from common.rl.actor import Acted, Actor, Seen
-from common.rl.batch import Batch
+from common.rl.batch import Batch, padded
 from common.rl.cores import Core, State, core_of, state_specs, stepped
 from common.rl.distributions import Distribution
 from common.rl.encoders import MLP, orthogonal
@@ -198,14 +198,14 @@ class Policy(Actor):
         """Gives V [K] of a batch's true last observations, each seen after its step; None where it has none."""
         if batch.final_index is None:
             return None
-        inputs = self.inputs(batch.final)
-        last = None if self.last is None else self.last.of_final(batch)
+        inputs = [padded(x) for x in self.inputs(batch.final)]
+        last = None if self.last is None else padded(self.last.of_final(batch))
         trunk, core = self._beneath_values
-        features = self._features(trunk, inputs, last)
+        features, k = self._features(trunk, inputs, last), len(batch.final_index)
         if core is not None and outputs.hidden is not None:
             before = tuple(x.flatten(0, 1)[batch.final_index] for x in outputs.hidden)
-            features = core.step(features, None, before)[0]
-        return self._values(features)
+            features = core.step(features[:k], None, before)[0]
+        return self._values(features)[:k]
 
     def behaviour(self, extras: Mapping[str, Tensor]) -> Distribution:
         """Gives the distribution μ [...] that actions were drawn from, of a policy built with `parameters`."""

@@ -49,17 +49,19 @@ class Record:
         m.trained_steps.inc(update.steps)
         m.policy_lag.observe(update.lag_mean)
         m.policy_lag_max.set(update.lag_max)
-        m.version.set(updates)
-        m.env_steps.set(tally.steps)
-        m.env_frames.set(tally.frames)
-        m.episode_return.set(tally.episode_return)
-        m.episode_length.set(tally.episode_length)
-        m.progress.set(tally.progress())
         m.queue_depth.set(queue_depth)
+        self._show(updates)
         for name, value in update.scalars.items():
             m.loss.labels(name).set(value)
         if time.monotonic() - self._logged >= self._context.config.learner.log_s:
             self._log(updates)
+
+    def _show(self, updates: int) -> None:
+        tally, m = self.tally, self.metrics
+        gauges = (m.version, m.env_steps, m.env_frames, m.episode_return, m.episode_length, m.progress)
+        totals = (updates, tally.steps, tally.frames, tally.episode_return, tally.episode_length, tally.progress())
+        for gauge, total in zip(gauges, totals, strict=True):
+            gauge.set(total)
 
     @property
     def checkpoint_due(self) -> bool:
@@ -96,6 +98,7 @@ class Record:
             trainer.load_state_dict(state["trainer"])
             self.tally.load_state_dict(state["tally"])
             self._best = -math.inf if state["best"] is None else state["best"]
+        self._show(trainer.updates)
         self._context.health.say(f"resumes after update {trainer.updates}, {self.tally.steps} steps")
 
     def over(self) -> dict[str, Any] | None:

@@ -375,6 +375,22 @@ def test_an_environment_that_cannot_be_used_is_named(env_id: str, said: str) -> 
         make_backend(config(env_id), 1)
 
 
+NONE = spaces.Box(-1, 1, (0,), np.float32)
+LONG = spaces.Box(-1, 1, (2,), np.longdouble)
+
+
+@pytest.mark.parametrize("space", [NONE, LONG, spaces.Dict(), spaces.Dict({"far": LONG})])
+def test_an_observation_that_is_empty_or_of_numbers_that_no_message_carries_is_refused(space: Any) -> None:
+    with pytest.raises(ConfigError, match=r"observation .* is not supported .* at most 64 bits .* not empty; wrap"):
+        observation_leaves("Odd-v0", space)
+
+
+@pytest.mark.parametrize("space", [NONE, LONG, spaces.Tuple(()), spaces.Dict(), spaces.Dict({"a": NONE})])
+def test_an_action_that_is_empty_or_of_numbers_that_no_message_carries_is_refused(space: Any) -> None:
+    with pytest.raises(ConfigError, match=r"action space .* is not supported .* at most 64 bits .* not empty; a Box"):
+        action_spec("Odd-v0", space)
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
 def test_arguments_that_the_environment_does_not_take_are_named(env_id: str) -> None:
     with pytest.raises(ConfigError, match=r"env.kwargs=\{'wind': 3\}: .*unexpected keyword argument 'wind'"):

@@ -19,6 +19,7 @@ from services.learner_server.record import Record
 from services.learner_server.trainer import Trainer
 
 SPEC = EnvSpec("toy", (ArraySpec("obs", "<f4", (3,)),), ActionSpec("discrete", "<i8", (), (2,)))
+SHOWN = ("weights_version_updates", "env_steps", "env_frames", "episode_return")
 # The mean is over one episode: the last.
 CONFIG = validate({"network": {"hidden": [4]}, "algorithm": {"name": "a2c"}, "stop": {"episodes": 1}})
 
@@ -47,6 +48,14 @@ def test_the_best_is_the_checkpoint_of_the_highest_return_in_earlier_lives_too(t
     assert find(tmp_path, "best").name == "000000002"
     save(resumed, trainer, 5, 4.0)
     assert find(tmp_path, "best").name == "000000005"
+
+
+def test_a_resumed_job_shows_its_totals_before_its_next_update(tmp_path: Path) -> None:
+    save(Record(make_context(CONFIG, "learner"), tmp_path), Trainer(CONFIG, SPEC, 1), 3, 2.5)
+    context = make_context(CONFIG, "learner")
+    Record(context, tmp_path).resume(Trainer(CONFIG, SPEC, 2))
+    shown = {name: context.registry.get_sample_value(f"headrace_learner_{name}") for name in SHOWN}
+    assert shown == {"weights_version_updates": 3, "env_steps": 3, "env_frames": 3, "episode_return": 2.5}
 
 
 def test_a_full_disk_costs_a_checkpoint_and_no_room_and_the_best_may_come_later(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def transitions(drawn: Arrays) -> dict[float, tuple[float, int, float, float]]:
     return {float(o): (float(o2), int(a), float(r), float(d)) for o, o2, a, r, d in rows}
 
 
+def test_a_draw_that_fails_is_not_forgotten_but_fails_again() -> None:
+    table = make()
+    table.sample(10**15, 0, "more than memory")
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            put(table, 1, arrays_of(1))
+        assert list(table.reasons()) == [("more than memory", "no item can be drawn")]
+        assert table.samples == 0
+
+
 def test_a_drawn_transition_is_one_step_of_one_environment() -> None:
     table = make()
     assert put(table, 1, arrays_of(1)) == [Stored(1, 0)]

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from rl.kinds import BOX, CHOICES, DISCRETE, KINDS, MASK, MIXED, PIXELS, SWITCHES, VECTOR
+from torch import nn
 
 from common.errors import ConfigError
 from common.rl.actor import Acted, Seen, pack_weights, unpack_weights, weights_layout
 from common.rl.batch import Batch, to_batch
 from common.rl.distributions import Categorical
+from common.rl.encoders import MLP
 from common.rl.policy import Policy, build_policy
 from common.rl.processor import has_bf16
 from common.types import ActionSpec, Arrays, ArraySpec, EnvSpec
@@ -199,6 +201,27 @@ def test_values_of_final_observations_continue_the_state_of_their_column(kind: s
     torch.testing.assert_close(policy.values_of_final(outputs, batch), expected)
     part = batch.columns(torch.tensor([1, 0]))
     torch.testing.assert_close(policy.values_of_final(policy.unroll(part), part), expected[1:])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "told", "lstm", "encoders", "nature_cnn"])
+def test_any_number_of_final_observations_makes_few_sizes(kind: str, record: Record) -> None:
+    policy = built(kind)
+    arrays, sizes = record(policy, policy.env, 5, 4), set()
+    for module in policy.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | MLP):
+            module.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    for k in range(1, 18):
+        arrays["final_index"] = np.arange(k, dtype=np.int32)
+        rows = {n: x[1:].reshape(20, *x.shape[2:]) for n, x in arrays.items() if n.startswith("observation.")}
+        batch = to_batch(arrays | {n.replace("observation", "final"): x[:k] for n, x in rows.items()}, CPU)
+        outputs = policy.unroll(batch)
+        sizes.clear()
+        values = policy.values_of_final(outputs, batch)
+        assert values is not None
+        assert values.shape == (k,)
+        assert sizes <= {1, 2, 4, 8, 16, 32, k if kind == "lstm" else 1}
+        unlike = arrays["first"][1:].reshape(20)[:k]
+        torch.testing.assert_close(values[~unlike], outputs.values[1:].flatten()[:k][~unlike], atol=1e-6, rtol=1e-5)
 
 
 def test_a_batch_without_final_observations_has_no_values_of_them(record: Record) -> None:

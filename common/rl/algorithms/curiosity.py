@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.rl import ranks
 from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
-from common.rl.batch import Batch
+from common.rl.batch import Batch, padded
 from common.rl.encoders import orthogonal
 from common.rl.heads import Head
 from common.rl.last_step import ActionCode
@@ -65,7 +65,7 @@ class _Models(nn.Module):
         features = features.view(*batch.first.shape, -1)
         after, known = features[1:], ~batch.first[1:]
         if batch.final_index is not None:
-            final = self.encode(batch.final)
+            final = self.encode({name: padded(x) for name, x in batch.final.items()})[: len(batch.final_index)]
             after = after.flatten(0, 1).index_copy(0, batch.final_index, final).view_as(after)
             known = known.flatten().index_fill(0, batch.final_index, True).view_as(known)
         return features[:-1], after, known if batch.valid is None else known & batch.valid

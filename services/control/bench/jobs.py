@@ -38,7 +38,7 @@ KNOWN = {
         256,
     ),
     "ALE/Pong-v5": Known((*_CNN, "network.bf16=true"), ("env.servers={cores}", "env.envs=64", "rollout.unroll=16"), 32),
-    "CrafterReward-v1": Known(_CNN, ("env.servers={cores}", "env.envs=64", "rollout.unroll=16"), 64),
+    "CrafterReward-v1": Known(_CNN, ("env.servers={cores}", "env.envs=128", "rollout.unroll=16"), 128),
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
 from typing import Any
 
 import gymnasium
@@ -96,6 +97,8 @@ def _measure(subject: Subject, config: Config, seconds: float, together: Barrier
         _run(turn, seconds * WARM_SHARE)
         together.wait()
         rates.put(_run(turn, seconds))
+    except (BrokenBarrierError, KeyboardInterrupt):
+        rates.put(0.0)  # another one failed, and says why; or all are stopped
     except Exception as error:
         together.abort()
         rates.put(error)

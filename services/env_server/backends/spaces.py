@@ -15,12 +15,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from common.codec import DTYPES
 from common.errors import ConfigError
 from common.types import ActionSpec, ArraySpec
 
 Space = gymnasium.Space[Any]
 PutAction = Callable[[np.ndarray], Any]
-_MANY = "Box, Discrete, MultiDiscrete, MultiBinary, and {} of those"
+_MANY = "Box, Discrete, MultiDiscrete, MultiBinary, and {} of those, of at most 64 bits a number and not empty"
+_ACTIONS = _MANY.format("Dict and Tuple") + "; a Box of floats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Leaf:
 def observation_leaves(env_id: str, space: Space) -> tuple[Leaf, ...]:
     """Gives the arrays of an observation: "obs", or the keys of a Dict joined by "/"; raises ConfigError."""
     leaves = tuple(_leaves(env_id, space, ()))
+    if not leaves:
+        raise _unsupported(env_id, "observation", space, _MANY.format("Dict"))
     names = [leaf.spec.name for leaf in leaves]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         text = f"env.id={env_id!r}: two entries of the observation space are called {twice[0]!r}"
@@ -54,7 +58,10 @@ def action_spec(env_id: str, space: Space) -> ActionSpec:
         parts = tuple(part for inner in _inner(space) for part in _parts(action_spec(env_id, inner)))
         continuous = any(part.kind == "box" for part in parts)
         dtype = np.dtype(np.float64 if continuous else np.int64).str
-        return ActionSpec("tuple", dtype, (sum(part.size for part in parts),), parts=parts)
+        if parts:
+            return ActionSpec("tuple", dtype, (sum(part.size for part in parts),), parts=parts)
+    if not _sendable(space):
+        raise _unsupported(env_id, "action", space, _ACTIONS)
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", np.dtype(np.int64).str, (), n=(int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
@@ -64,7 +71,7 @@ def action_spec(env_id: str, space: Space) -> ActionSpec:
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = (tuple(bound.ravel().tolist()) for bound in (space.low, space.high))
         return ActionSpec("box", np.dtype(space.dtype).str, space.shape, low=low, high=high)
-    raise _unsupported(env_id, "action", space, _MANY.format("Dict and Tuple") + "; a Box of floats")
+    raise _unsupported(env_id, "action", space, _ACTIONS)
 
 
 def action_putter(space: Space) -> PutAction:
@@ -130,6 +137,8 @@ def _leaves(env_id: str, space: Space, path: tuple[Any, ...]) -> list[Leaf]:
     if isinstance(space, spaces.Dict):
         return [leaf for key, value in space.items() for leaf in _leaves(env_id, value, (*path, key))]
     name = "/".join(map(str, path)) or "obs"
+    if not _sendable(space):
+        raise _unsupported(env_id, f"observation {name!r}", space, _MANY.format("Dict"))
     if isinstance(space, spaces.Box):
         # Little-endian, as all on the wire is.
         return [Leaf(ArraySpec(name, np.dtype(space.dtype).newbyteorder("<").str, space.shape), path)]
@@ -140,6 +149,11 @@ def _leaves(env_id: str, space: Space, path: tuple[Any, ...]) -> list[Leaf]:
     if isinstance(space, spaces.MultiBinary):
         return [Leaf(ArraySpec(name, np.dtype(np.int8).str, space.shape), path)]
     raise _unsupported(env_id, f"observation {name!r}", space, _MANY.format("Dict"))
+
+
+def _sendable(space: Space) -> bool:
+    """Says whether messages carry the arrays of a space that is no Dict or Tuple."""
+    return np.dtype(space.dtype).newbyteorder("<").str in DTYPES and math.prod(space.shape or ()) > 0
 
 
 def _unsupported(env_id: str, what: str, space: Space, supported: str) -> ConfigError:

@@ -355,11 +355,12 @@ class RingTable:
         n, token = self._wanted[0]
         if not self._limiter.may_sample(n):
             return None
-        self._wanted.popleft()
-        self._limiter.sampled(n)
         storage, items = self._contents
         positions, probabilities = self._selector.draw(n, storage.filled, self._random)
         arrays = items.gather(positions, self._random)
+        # Last: a draw that fails fails again at the next `poll`, instead of leaving its asker to wait for good.
+        self._wanted.popleft()
+        self._limiter.sampled(n)
         return Drawn(token, arrays=arrays | {"keys": storage.ids(positions), "probabilities": probabilities})
 
 
