@@ -56,3 +56,9 @@ def make(fault: str, marker: str, at: int = 500, step_s: float = 0.0) -> gymnasi
 def dying_subject(config: Config) -> Callable[[], int]:
     """A subject of a benchmark whose process ends without a word."""
     os._exit(9)
+
+
+def telling_subject(config: Config) -> Callable[[], int]:
+    """A subject of a benchmark that says on standard output that it runs."""
+    print("runs", flush=True)
+    return lambda: 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from gymnasium import spaces
+from jobs import ENVIRON
 
 from common.config import CONFIGS, Config, load, validate
 from common.errors import ConfigError, HeadraceError
@@ -248,6 +250,20 @@ def test_a_subject_that_fails_says_so() -> None:
 def test_a_subject_that_dies_is_not_waited_for() -> None:
     with pytest.raises(HeadraceError, match="ended with exit code 9"):
         rate(faulty.dying_subject, load(None, ["env.id=CartPole-v1"], {}), 0.1)
+
+
+def test_ctrl_c_ends_a_measurement_and_only_its_own_process_says_so() -> None:
+    job = "import faulty, common.config as c, services.control.bench.subjects as s"
+    job += "; s.rate(faulty.telling_subject, c.load(None, (), {}), 60.0, processes=2)"
+    command = [sys.executable, "-c", job]
+    out, err = subprocess.PIPE, subprocess.PIPE
+    with subprocess.Popen(command, env=ENVIRON, start_new_session=True, text=True, stdout=out, stderr=err) as measuring:
+        assert measuring.stdout is not None
+        assert measuring.stdout.readline() == "runs\n"
+        os.killpg(measuring.pid, signal.SIGINT)
+        _, said = measuring.communicate(timeout=30)
+    assert measuring.returncode == -signal.SIGINT
+    assert said.count("Traceback") == 1
 
 
 def test_a_profile_that_cannot_be_made_is_an_error_that_says_why() -> None:

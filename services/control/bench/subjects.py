@@ -10,6 +10,8 @@ import itertools
 import multiprocessing
 import os
 import queue
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -63,9 +65,18 @@ def rate(subject: Subject, config: Config, seconds: float, processes: int = 1) -
     arguments = (subject, config, seconds, together, rates)
     workers = [context.Process(target=_measure, args=arguments) for _ in range(processes)]
     try:
-        for worker in workers:
-            worker.start()
+        # Ctrl-C reaches all of a terminal's processes, and each would print where it was: it is this one's to handle.
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for worker in workers:
+                worker.start()
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
         found = [_next(rates, workers) for _ in workers]
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()
+        raise
     finally:
         for worker in workers:
             worker.join(JOIN_S)  # by itself, since a vector environment has processes of its own to end
@@ -92,13 +103,14 @@ def _next(rates: Any, workers: Sequence[BaseProcess]) -> Any:
 
 def _measure(subject: Subject, config: Config, seconds: float, together: Barrier, rates: Any) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that a vector environment ends its own processes
     try:
         turn = subject(config)
         _run(turn, seconds * WARM_SHARE)
         together.wait()
         rates.put(_run(turn, seconds))
-    except (BrokenBarrierError, KeyboardInterrupt):
-        rates.put(0.0)  # another one failed, and says why; or all are stopped
+    except BrokenBarrierError:
+        rates.put(0.0)  # another one failed, and says why
     except Exception as error:
         together.abort()
         rates.put(error)
