@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from common.rl.actor import pack_weights
 from common.rl.algorithms.base import OptimizerConfig
@@ -104,6 +105,17 @@ def test_a_step_whose_next_observation_is_not_known_earns_nothing(cartpole: EnvS
     reward, _ = curiosity(cartpole).learn(to_batch(arrays, CPU))
     assert (reward == 0.0).nonzero().tolist() == [[4, 2], [20, 1]]
     assert reward.argmax().item() == 8 * 8 + 3
+
+
+def test_any_number_of_last_observations_makes_few_sizes(cartpole: EnvSpec) -> None:
+    module, arrays, sizes = curiosity(cartpole), wheel(0), set()
+    with register_module_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0]))):
+        for k in (3, 5, 9):
+            arrays["final_index"] = np.arange(k, dtype=np.int32)
+            arrays["final.obs"] = np.zeros((k, 4), np.float32)
+            module.learn(to_batch(arrays, CPU))
+    assert {4, 8, 16} <= sizes
+    assert not sizes & {3, 5, 9}
 
 
 @pytest.mark.parametrize(
