@@ -36,8 +36,7 @@ class Learner:
     """One job's training, from the environment's spec to its last checkpoint."""
 
     def __init__(self, context: Context, run_dir: Path, weights: WeightsServer, shards: Sequence[Client]) -> None:
-        self._context = context
-        self._config = context.config
+        self._context, self._config = context, context.config
         self._weights = weights
         self._shards = shards
         self._record = Record(context, run_dir)
@@ -45,8 +44,7 @@ class Learner:
         self._tally = self._record.tally
         self._kind = self._config.replay.tables[self._config.learner.table].kind
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-        self._started = 0.0
-        self._skipped = 0
+        self._started, self._skipped = 0.0, 0
 
     async def train(self) -> None:
         """Trains until a stop condition holds or the service is told to stop; either way a checkpoint is left."""
@@ -96,11 +94,10 @@ class Learner:
             stop.cancel()
 
     async def _learn(self, trainer: Trainer, feed: Feed, draw: Draw) -> None:
-        for part in (*draw.online, *draw.replayed):
-            self._record.metrics.episodes.inc(self._tally.merge(part.batch.arrays))
-        unrolls: list[Arrays] = []
-        for batch in (part.batch for part in draw.online):
-            unrolls += self._tally.untrained(batch.arrays["origins"], split(batch.arrays, batch.unrolls))
+        told = [part.batch.arrays for part in (*draw.online, *draw.replayed)]
+        self._record.metrics.episodes.inc(self._tally.merge(*told))
+        batches = [part.batch for part in draw.online]
+        unrolls = [u for b in batches for u in self._tally.untrained(b.arrays["origins"], split(b.arrays, b.unrolls))]
         if self._kind == "fifo" and not unrolls:
             feed.trained(trainer.updates)
             return

@@ -25,24 +25,27 @@ class Tally:
         self.steps = self.frames = self.episodes = self.trained_steps = 0
         self.seconds = 0.0
 
-    def merge(self, arrays: Arrays) -> int:
-        """Takes in `counters` and `episode_*` of a Batch; gives the number of new episodes.
+    def merge(self, *parts: Arrays) -> int:
+        """Takes in `counters` and `episode_*` of one draw's Batches; gives the number of new episodes.
 
-        A replay-server that was restarted is told again what the one before it had passed on: both are recognised by
-        the unroll they came with.
+        Told by the unroll they came with: a restarted replay-server repeats what the one before it had passed on. Two
+        tables answer in any order, so no counter is taken in before all episodes.
         """
-        lives, unrolls = arrays["episode_origins"].T
-        news = [n > self._streams.get(life, (0,))[0] for life, n in zip(lives.tolist(), unrolls.tolist(), strict=True)]
-        returns, lengths = arrays["episode_returns"][news].tolist(), arrays["episode_lengths"][news].tolist()
-        self._recent.extend(zip(returns, lengths, strict=True))
-        self.episodes += len(returns)
-        for life, number, steps, frames in arrays["counters"].tolist():
+        before, told = self.episodes, set[tuple[int, int]]()
+        for arrays in parts:
+            origins = [(life, number) for life, number in arrays["episode_origins"].tolist()]
+            news = [o not in told and o[1] > self._streams.get(o[0], (0,))[0] for o in origins]
+            told.update(origins)
+            returns, lengths = arrays["episode_returns"][news].tolist(), arrays["episode_lengths"][news].tolist()
+            self._recent.extend(zip(returns, lengths, strict=True))
+            self.episodes += len(returns)
+        for life, number, steps, frames in (row for arrays in parts for row in arrays["counters"].tolist()):
             known = self._streams.get(life, (0, 0, 0))
             if number > known[0]:
                 self._streams[life] = (number, steps, frames)
                 self.steps += steps - known[1]
                 self.frames += frames - known[2]
-        return len(returns)
+        return self.episodes - before
 
     def untrained(self, origins: np.ndarray, unrolls: list[Arrays]) -> list[Arrays]:
         """Gives the unrolls not trained on before; a restarted replay-server may hand one, of `origins`, out again."""

@@ -39,6 +39,16 @@ def test_an_episode_told_by_two_replay_servers_is_counted_once() -> None:
     assert tally.episode_length == 7.0
 
 
+def test_an_episode_counts_whichever_of_a_draws_two_tables_answers_first() -> None:
+    later, earlier = news([[7, 6, 60, 60]], [(8.0, 9, 7, 6)]), news([[7, 5, 50, 50]], [(4.0, 5, 7, 5), (2.0, 3, 7, 5)])
+    for parts in ((later, earlier), (earlier, later)):
+        tally = Tally(StopConfig(episodes=10))
+        assert tally.merge(*parts) == 3
+        assert (tally.steps, tally.episodes, tally.episode_length) == (60, 3, 17 / 3)
+    # The second table's replay-server was restarted in between, and told again.
+    assert Tally(StopConfig()).merge(earlier, later, earlier) == 3
+
+
 def test_the_mean_is_over_the_last_episodes_and_unknown_before_the_first() -> None:
     tally = Tally(StopConfig(episodes=2))
     assert math.isnan(tally.episode_return)
