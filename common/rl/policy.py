@@ -71,7 +71,8 @@ class Policy(Actor):
         self.noise_size = self.head.sizes.noise
         self._action_dtype = torch_dtype(env.action.dtype)
         self._mask = config.action_mask
-        self._build_trunks(config, _encoded(env, config, self.head))
+        self.encoded = _encoded(env, config, self.head)
+        self._build_trunks(config, self.encoded)
         told = config.last_action or config.last_reward
         self.last = LastStep(env.action, config.last_action, config.last_reward) if told else None
         width = width_of(self.actor, self.inputs) + (self.last.width if self.last is not None else 0)

@@ -43,6 +43,9 @@ def check_job(config: Config) -> None:
             f"learner.replayed.table={mixed!r} mixes in steps of any age: {algorithm.__name__} does not correct that",
             "leave it empty, or set algorithm.name to laser or impala",
         )
+    if (lag := config.replay.max_policy_lag) and getattr(algorithm, "synchronous", False):
+        text = f"replay.max_policy_lag={lag} lets in older policies' steps: {algorithm.__name__} does not correct that"
+        raise ConfigError(text, "set it to 0, or algorithm.name to appo or impala")
     check_hindsight_reward(name, table.her.k, options)
     if (model := settings_model(config.algorithm)) is not None:
         settings = read_settings(model, options, "algorithm")
@@ -89,6 +92,9 @@ def check_schedules(settings: BaseModel, stop: StopConfig) -> None:
 def _check_priorities(settings: BaseModel, name: str, table: TableConfig) -> None:
     """Raises ConfigError for a key of priorities that is set where the table has none."""
     if table.kind == "prioritized":
+        if table.her.k and getattr(settings, "actor_priorities", False):
+            text = f"algorithm.actor_priorities=True is of other goals than those of replay.tables.{name}.her.k"
+            raise ConfigError(text, "leave it out, or set her.k to 0")
         return
     # What `newest` makes likelier is weighed too.
     for key in ("actor_priorities", "largest", *(() if table.newest else ("importance",))):

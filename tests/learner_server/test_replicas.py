@@ -39,6 +39,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "ppo", "epochs": 3, "minibatches": 5, "target_kl": 1e-3},
         "network": {"name": "mlp", "hidden": [8], "lstm": 4, "popart": True},
     },
+    "appo": {
+        "algorithm": {"name": "appo", "vtrace": True, "epochs": 2, "minibatches": 5, "value_clip": 0.2},
+        "network": NORMALIZED,
+        "replay": ASYNCHRONOUS,
+    },
+    "ppo, rollback": {
+        "algorithm": {"name": "ppo", "epochs": 2, "minibatches": 3, "rollback": {"radius": 0.01}},
+        "network": NORMALIZED,
+    },
+    "impala lstm": {"algorithm": {"name": "impala"}, "network": {"hidden": [8], "lstm": 4}, "replay": ASYNCHRONOUS},
     "impala": {"algorithm": {"name": "impala"}, "network": NORMALIZED, "replay": ASYNCHRONOUS},
     "laser, summed": {
         "algorithm": {"name": "laser", "sum_over_batch": True, "trust_region": 0.05},
@@ -125,7 +135,7 @@ def test_two_ranks_compute_what_one_would_with_the_whole_batch(job: str, tmp_pat
 
 
 # The second is in no gradient: a KL that is infinite on one rank alone.
-@pytest.mark.parametrize(("job", "log_prob"), [("ppo", np.nan), ("impala", -200.0)])
+@pytest.mark.parametrize(("job", "log_prob"), [("ppo", np.nan), ("impala", np.inf)])
 def test_what_is_not_finite_on_one_rank_is_undone_by_all(job: str, log_prob: float, tmp_path: Path) -> None:
     with group(config_of(job, 2), tmp_path) as (replicas, trainer):
         replicas.update(trainer, batch(0, trainer), 0.0)
@@ -198,7 +208,9 @@ with Replicas(validate({{"learner": {{"replicas": 2}}}}), Path({str(tmp_path)!r}
         assert learner.stdout is not None
         rank = psutil.Process(int(learner.stdout.readline()))
         learner.kill()
-        assert psutil.wait_procs([rank], timeout=30)[1] == []
+        # Whoever takes in orphans may leave one that has ended unread.
+        alive = [p for p in psutil.wait_procs([rank], timeout=30)[1] if p.status() != psutil.STATUS_ZOMBIE]
+        assert alive == []
 
 
 def test_nothing_of_a_group_listens_beyond_the_loopback(tmp_path: Path) -> None:

@@ -177,6 +177,13 @@ def test_stored_unrolls_are_mixed_in_only_where_the_algorithm_corrects_for_their
         trainer(**job)
 
 
+def test_older_policies_steps_are_refused_where_nothing_corrects_for_them() -> None:
+    job = {"replay": {"max_policy_lag": 5, "tables": {"experience": {"kind": "fifo"}}}, "learner": {"batch": 1}}
+    with pytest.raises(ConfigError, match=r"replay\.max_policy_lag=5 .*A2C does not .*set it to 0, or"):
+        trainer(**job, algorithm={"name": "a2c"})
+    assert trainer(**job, algorithm={"name": "ppo"}).updates == 0
+
+
 @pytest.mark.parametrize("section", [{"name": "impala"}, {"name": "laser", "trust_region": None}])
 def test_stored_unrolls_are_not_mixed_in_where_the_correction_is_switched_off(section: dict[str, Any]) -> None:
     text = r"learner\.replayed\.table='stored' .*algorithm\.vtrace=false .*set algorithm\.vtrace to true"
@@ -246,6 +253,7 @@ def test_importance_that_would_never_rise_is_refused_at_start(algorithm: dict[st
         ({"name": "dqn", "importance": 0.5}, r"importance=0\.5"),
         ({"name": "sac", "importance": 1.0}, r"importance=1\.0"),
         ({"name": "dqn", "actor_priorities": True}, "actor_priorities=True"),
+        ({"name": "sac", "actor_priorities": True}, "actor_priorities=True"),
         ({"name": "r2d2", "largest": 0.5}, r"largest=0\.5"),
     ],
 )

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo normalised": ("ppo", {**SURROGATE, "normalize_advantages": True}),
     "ppo abs_one": ("ppo", {**SURROGATE, "normalize_advantages": False, "reward_clip": "abs_one"}),
     "ppo soft_asymmetric": ("ppo", {**SURROGATE, "normalize_advantages": False, "reward_clip": "soft_asymmetric"}),
+    "ppo rollback": ("ppo", {**SURROGATE, "normalize_advantages": False, "rollback": {"radius": 0.02, "slope": 3.0}}),
     "appo": ("appo", {**ASYNC, "normalize_advantages": False}),
     "appo normalised": ("appo", {**ASYNC, "normalize_advantages": True}),
     "appo abs_one": ("appo", {**ASYNC, "normalize_advantages": False, "reward_clip": "abs_one"}),
@@ -54,6 +55,7 @@ class Sight:
     """What a policy makes of a batch, [T, B] each: with a gradient but for `before` and `after`."""
 
     log_prob: Tensor
+    every: Tensor  # log π of each action, [T, B, 2]
     entropy: Tensor
     value: Tensor
     before: Array
@@ -69,7 +71,8 @@ def sight(policy: Policy, batch: Batch) -> Sight:
     assert batch.final_index is not None
     after.reshape(-1)[batch.final_index.numpy()] = final.detach().numpy()
     log_prob = outputs.distribution.log_prob(batch.action)
-    return Sight(log_prob, outputs.distribution.entropy(), outputs.values[:-1], values[:-1], after)
+    every = torch.stack([outputs.distribution.log_prob(torch.full_like(batch.action, a)) for a in (0, 1)], -1)
+    return Sight(log_prob, every, outputs.distribution.entropy(), outputs.values[:-1], values[:-1], after)
 
 
 def cut(reward: float, clip: str) -> float:
@@ -121,6 +124,12 @@ def loss(name: str, of: Sight, arrays: Arrays, settings: dict[str, Any], std: fl
         return each[torch.from_numpy(valid)].sum() / columns
     if name == "a2c":
         gain = of.log_prob * weight
+    elif chosen := settings.get("rollback"):
+        mu = torch.from_numpy(arrays["extras.parameters"]).log_softmax(-1)
+        kl = (mu.exp() * (mu - of.every)).sum(-1)
+        gain = log_ratio.exp() * weight
+        outside = (kl >= chosen["radius"]) & (gain > weight)
+        gain = gain - torch.where(outside, chosen["slope"] * (kl - chosen["radius"]), 0)
     else:
         high = 1.0 + settings["clip"]
         low = 1.0 - settings["clip"] if name == "ppo" else 1.0 / high
@@ -128,9 +137,9 @@ def loss(name: str, of: Sight, arrays: Arrays, settings: dict[str, Any], std: fl
     return mean(-gain + settings["value_weight"] * error - settings["entropy"] * of.entropy, valid)
 
 
-def policy_of(name: str, spec: EnvSpec, seed: int, popart: bool = False) -> Policy:
+def policy_of(name: str, settings: dict[str, Any], spec: EnvSpec, seed: int, popart: bool = False) -> Policy:
     """A policy that is far from uniform: at its first weights the entropy has next to no gradient."""
-    policy = algorithm_class(name).make_actor({}, {"popart": popart}, spec, seed)
+    policy = algorithm_class(name).make_actor(settings, {"popart": popart}, spec, seed)
     assert isinstance(policy, Policy)
     with torch.no_grad():
         policy.pi.weight.mul_(100.0)
@@ -145,9 +154,9 @@ def test_an_update_descends_the_loss_written_out(
 ) -> None:
     name, settings = CASES[case]
     # Another policy acted: ratios lie on both sides of every bound.
-    arrays = record(policy_of(name, cartpole, 1), cartpole, 12, 6)
+    arrays = record(policy_of(name, settings, cartpole, 1), cartpole, 12, 6)
     arrays["valid"] = np.random.default_rng(1).random((12, 6)) > (0.2 if masked else -1.0)
-    policy = policy_of(name, cartpole, 0, popart)
+    policy = policy_of(name, settings, cartpole, 0, popart)
     # These have a mean of 2 and a standard deviation of 3.
     policy.fold_targets(torch.tensor([[-1.0, 5.0]]), None)
     batch = to_batch(arrays, CPU)

@@ -156,3 +156,15 @@ def test_the_policy_learns_from_the_intrinsic_reward_as_from_the_environments(
     _, told = learned({**arrays, "reward": arrays["reward"] + intrinsic.numpy()})
     np.testing.assert_array_equal(curious, told)
     assert (curious != plain).any()
+
+
+def test_an_action_mask_is_nothing_to_be_curious_about() -> None:
+    env = EnvSpec("a", (VECTOR, ArraySpec("mask", "|u1", (2,))), ActionSpec("discrete", "<i8", (), (2,)))
+    make = algorithm_class("ppo")
+    policy = make.make_actor({}, {"action_mask": "mask"}, env, 0)
+    learner = make({"curiosity": {"hidden": 8}}, OptimizerConfig(), policy, 0)
+    # Its encoder's first layer takes the vector alone.
+    bare = make.make_actor({}, {}, EnvSpec("a", (VECTOR,), env.action), 0)
+    other = make({"curiosity": {"hidden": 8}}, OptimizerConfig(), bare, 0)
+    ours, theirs = (x.state_dict()["curiosity"]["parameters"].shape for x in (learner, other))
+    assert ours == theirs

@@ -80,6 +80,11 @@ def test_diagnostics_on_literals() -> None:
     assert losses.explained_variance(target, target, None).item() == 1.0
 
 
+def test_one_ratio_in_a_far_tail_leaves_the_approximate_kl_finite() -> None:
+    kl = losses.approximate_kl(torch.tensor([0.0, 200.0]), None).item()
+    assert kl == pytest.approx(math.exp(60.0) / 2)
+
+
 SIZE = 200
 Each = Callable[[int], float]
 

@@ -1,6 +1,7 @@
 """A2C, the synchronous form of A3C (Mnih et al. 2016): one gradient step on each batch, at policy lag 0.
 
-Deviation: the value loss is the plain mean squared error, so that `value_weight` 0.5 weighs ½ of it.
+Deviations: the value loss is the plain mean squared error, so that `value_weight` 0.5 weighs ½ of it; unrolls are of
+`rollout.unroll` steps, where the paper has 5.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class A2C:
     """See the module."""
 
     batches: ClassVar[Batches] = "unrolls"
+    synchronous: ClassVar[bool] = True
     priorities: Tensor | None = None
 
     @staticmethod

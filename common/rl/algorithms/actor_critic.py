@@ -6,6 +6,7 @@ Knows no estimator and no policy loss: an algorithm's own file says those, and c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ class ActorCritic:
         self.policy = policy
         self.optimizer = FlatOptimizer(optimizer, policy)
         chosen = config.curiosity
-        self._curiosity = None if chosen is None else Curiosity(chosen, policy.env, seed, self.optimizer.flat.device)
+        # An action mask is no part of the world: it says of an action whether it could be taken.
+        env = replace(policy.env, observations=policy.encoded)
+        self._curiosity = None if chosen is None else Curiosity(chosen, env, seed, self.optimizer.flat.device)
 
     def rewards(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Gives the rewards [T, B] to learn from, and what the curiosity, which takes its step here, has to say."""

@@ -79,7 +79,11 @@ def clipped_value_loss(value: Tensor, old: Tensor, target: Tensor, clip: float, 
 
 
 def approximate_kl(log_ratio: Tensor, mask: Tensor | None) -> Tensor:
-    """Gives mean (w - 1) - log w, an unbiased non-negative estimate of KL(μ‖π); a scalar (Schulman 2020)."""
+    """Gives mean (w - 1) - log w, an unbiased non-negative estimate of KL(μ‖π); a scalar (Schulman 2020).
+
+    log w counts as 60 at most: one step far in a tail must not make infinite what is only looked at.
+    """
+    log_ratio = log_ratio.clamp(max=60.0)
     return masked_mean(log_ratio.exp() - 1.0 - log_ratio, mask)
 
 
