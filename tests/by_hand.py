@@ -42,7 +42,7 @@ def critics(constants: Sequence[Sequence[float]], slope: float | None = 0.0) -> 
 @torch.no_grad()
 def say(actor: nn.Module, outputs: Sequence[float]) -> Tensor:
     """Makes the actor's network give `outputs` whatever it sees; gives its flat parameters."""
-    parameters = list(actor.parameters())
+    parameters = [p for p in actor.parameters() if p.requires_grad]
     for p in parameters:
         p.zero_()
     parameters[-1].copy_(torch.tensor(outputs).view_as(parameters[-1]))

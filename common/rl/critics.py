@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.rl.bounded import Bounds, has_bounds
 from common.rl.dense import Ensemble
 from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
-from common.types import ActionSpec, EnvSpec
+from common.types import ActionSpec, ArraySpec, EnvSpec
 
 _FOR_OTHERS = ("lstm", "gru", "shared", "last_action", "last_reward", "action_mask", "distribution", "sigma", "popart")
 
@@ -95,6 +95,29 @@ def critics_of(inputs: Inputs, config: NetworkConfig, members: int, extra: int, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed ^ _CRITICS)
         return Body(inputs, config, members, extra, outputs)
+
+
+class Critic(nn.Module):
+    """Critics that an actor holds, for the first priorities of what it collects (Horgan et al. 2018); not trained."""
+
+    spec = tuple(ArraySpec(name, "<f4", ()) for name in ("q_taken", "q_bootstrap"))
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body.requires_grad_(False)
+
+    def estimates(self, inputs: list[Tensor], taken: Tensor, best: Tensor) -> dict[str, Tensor]:
+        """Gives of actions [N, k] within ±1 what a table takes: the mean critic's value of those `taken`, the least
+        one's of the `best`."""
+        features = self.body.features(inputs)
+        bootstrap = least(self.body(features, best).mean(-1))
+        return {"q_taken": self.body(features, taken).mean((0, 2)), "q_bootstrap": bootstrap}
+
+    def estimates_of_choices(self, inputs: list[Tensor], taken: Tensor, chances: Tensor) -> dict[str, Tensor]:
+        """Gives the same of choices [N], and of what a policy of `chances` [N, A] expects."""
+        values = self.body(self.body.features(inputs))
+        bootstrap = (chances * least(values)).sum(-1)
+        return {"q_taken": values.mean(0).gather(-1, taken.unsqueeze(-1)).squeeze(-1), "q_bootstrap": bootstrap}
 
 
 def _image_trunk(inputs: Inputs, config: NetworkConfig) -> tuple[Trunk | None, int]:

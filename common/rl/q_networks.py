@@ -21,7 +21,7 @@ from common.rl.heads import torch_dtype
 from common.rl.last_step import LAST, LastStep, rows_of
 from common.rl.networks import Inputs, NetworkConfig, Trunk, read_network, width_of
 from common.rl.noisy_layers import Dense, factorised
-from common.rl.ops.q_learning import of_action
+from common.rl.ops.q_learning import of_action, rescale, unrescale
 from common.rl.value_heads import ValueHead
 from common.types import ArraySpec, EnvSpec, PolicySpec
 
@@ -30,7 +30,11 @@ _FOR_POLICIES = ("shared", "action_mask", "distribution", "sigma", "log_std_init
 
 @dataclass(frozen=True, slots=True)
 class QSettings:
-    """What an algorithm asks of its network; `hidden` and `sigma` are the streams', `ships_values` adds extras."""
+    """What an algorithm asks of its network; `hidden` and `sigma` are the streams'.
+
+    `ships_values` adds extras for the priorities of transitions, `erring` for those of sequences: the discount, and
+    the ε of h.
+    """
 
     head: ValueHead
     epsilon: EpsilonConfig
@@ -38,6 +42,7 @@ class QSettings:
     hidden: int = 0
     sigma: float = 0.0
     ships_values: bool = False
+    erring: tuple[float, float] | None = None
 
 
 class Stream(nn.Module):
@@ -84,10 +89,11 @@ class QNetwork(Actor):
         self._split = [self.advantage.noise, 0 if self.value is None else self.value.noise]
         self.noise_features = sum(self._split)
         self.noise_size = COLUMNS + self.noise_features
-        shipped = ("q_taken", "q_bootstrap") if settings.ships_values else ()
+        shipped = ("q_taken", "q_bootstrap") if settings.ships_values else ("error_before",) if settings.erring else ()
         extras = tuple(ArraySpec(name, "<f4", ()) for name in shipped)
         carried = () if self.last is None else self.last.state
-        self.spec = PolicySpec(extras, (*state_specs(self.core), *carried))
+        valued = (ArraySpec("q_taken", "<f4", ()),) if settings.erring else ()
+        self.spec = PolicySpec(extras, (*state_specs(self.core), *carried, *valued))
 
     def _features(self, observation: Mapping[str, Tensor], last: Tensor | None) -> Tensor:
         features: Tensor = self.trunk(self.inputs(observation))
@@ -131,10 +137,19 @@ class QNetwork(Actor):
         extras: dict[str, Tensor] = {}
         if self._settings.ships_values:
             extras = {"q_taken": of_action(expected, action), "q_bootstrap": bootstrap}
+        elif self._settings.erring:
+            extras = {"error_before": self._error_before(seen, bootstrap, *self._settings.erring)}
+            state["q_taken"] = of_action(expected, action)
         action = action.to(self._action_dtype)
         if self.last is not None and self.last.code is not None:
             state["last_action"] = action
         return Acted(action, extras, state)
+
+    @staticmethod
+    def _error_before(seen: Seen, bootstrap: Tensor, discount: float, rescaling: float) -> Tensor:
+        """Gives |h(r + discount · h⁻¹(max Q)) - Q| [B] of the step before, which ended nothing or was terminated."""
+        after = unrescale(bootstrap, rescaling).masked_fill(seen.first, 0.0)
+        return (rescale(seen.reward + discount * after, rescaling) - seen.state["q_taken"]).abs()
 
 
 def build_q_network(network: Mapping[str, Any], env: EnvSpec, seed: int, settings: QSettings) -> QNetwork:

@@ -18,7 +18,7 @@ class Target(Generic[Network]):
 
     def __init__(self, network: Network) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.flat = flatten(self.network)
+        self.flat = flatten(list(self.network.parameters()))
 
     @torch.no_grad()
     def follow(self, online: Tensor, share: float) -> None:

@@ -30,26 +30,59 @@ def coupled(tree: dict[str, Any], ratio: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "more"),
+    ("ratio", "more", "waits"),
     [
         pytest.param(
             16.0,
             {"network": {"name": "mlp", "hidden": [512, 512], "activation": "relu"}, "stop": {"steps": 2000}},
+            "insert",
             id="slow learner",
         ),
-        pytest.param(8.0, {"env": {"id": "paced:cartpole", "groups": 1, "envs": 4}}, id="slow environment"),
+        # An update for every 32 steps, which take several times as long.
+        pytest.param(1.0, {"env": {"id": "paced:cartpole", "groups": 1, "envs": 4}}, "sample", id="slow environment"),
     ],
 )
 async def test_steps_are_drawn_as_often_as_the_table_promises(
-    tmp_path: Path, ratio: float, more: dict[str, Any]
+    tmp_path: Path, ratio: float, more: dict[str, Any], waits: str
 ) -> None:
     config = write_config(tmp_path / "config.yaml", coupled({**TREE, **more}, ratio))
+    blocked = rf'headrace_replay_limiter_blocked_seconds_total{{[^}}]*side="{waits}"[^}}]*}}'
     with Job(config, tmp_path / "run") as job:
+        await until(lambda: (job.metric("replay", blocked) or 0.0) > 0.0, f"the limiter to hold the {waits} side")
         assert await job.ended() == 0, job.text()
         result = job.result()
     ahead = ratio * (result["steps"] - MIN_SIZE) - result["trained_steps"]
     # What was drawn and not trained on any more: a batch in the queue, one on its way, one in hand.
     assert -BUFFER <= ahead <= BUFFER + 3 * BATCH
+
+
+SEQUENCES = {"kind": "prioritized", "capacity": 20_000, "sequence": 24, "period": 8, "burn_in": 8}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "algorithm", "table", "network"),
+    [
+        ("CartPole-v1", {"name": "r2d2", "burn_in": 8, "n_step": 3}, SEQUENCES, {"lstm": 16, "last_action": True}),
+        ("CartPole-v1", {"name": "sac"}, {}, {}),
+        ("Pendulum-v1", {"name": "sac", "quantiles": 5, "drop": 1}, {}, {}),
+        ("Pendulum-v1", {"name": "td3"}, {}, {}),
+    ],
+    ids=["r2d2", "sac, choices", "tqc", "td3"],
+)
+async def test_each_family_trains_on_items_with_first_priorities_of_its_actors(
+    tmp_path: Path, env_id: str, algorithm: dict[str, Any], table: dict[str, Any], network: dict[str, Any]
+) -> None:
+    tree: dict[str, Any] = {
+        **TREE,
+        "env": {"id": env_id, "groups": 1, "envs": 4},
+        "replay": {"tables": {"experience": table or TREE["replay"]["tables"]["experience"]}},
+        "network": {**TREE["network"], **network},
+        "algorithm": {**algorithm, "actor_priorities": True},
+        "stop": {"steps": 1000},
+    }
+    with Job(write_config(tmp_path / "config.yaml", coupled(tree, 1.0 if table else 8.0)), tmp_path / "run") as job:
+        assert await job.ended() == 0, job.text()
+        assert job.result()["updates"] > 10
 
 
 async def test_a_job_goes_on_with_the_other_shard_while_one_is_away(tmp_path: Path) -> None:

@@ -193,6 +193,15 @@ def test_stored_unrolls_are_not_mixed_in_where_the_correction_is_switched_off(se
     trainer(**MIXED | {"algorithm": {"name": "laser", "vtrace": False}})
 
 
+def test_first_priorities_of_actors_are_refused_where_goals_are_exchanged() -> None:
+    her = {"kind": "prioritized", "capacity": 1000, "her": {"k": 4}, "discount": 0.9}
+    section = {"name": "sac", "actor_priorities": True, "reward": "by_hand:sparse"}
+    with pytest.raises(
+        ConfigError, match=r"actor_priorities=True is of other goals .*experience\.her\.k .*k to 0"
+    ):
+        trainer(algorithm=section, replay={"tables": {"experience": her}}, learner={"batch": 8}, stop={"steps": 9})
+
+
 @pytest.mark.parametrize("algorithm", ["dqn", "sac"])
 def test_goals_that_nobody_would_reward_anew_are_refused_at_start(algorithm: str) -> None:
     ring = {"tables": {"experience": {"kind": "uniform", "capacity": 1000, "her": {"k": 4}}}}

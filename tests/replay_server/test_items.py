@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -189,6 +191,43 @@ def test_a_truncated_item_whose_last_observation_no_actor_valued_enters_at_the_l
     table.update({"keys": draw_one["keys"], "priorities": np.array([5.0])})
     put(table, actor(line([1, 2, 4], number=2, truncated=[1]), [0, 0, 0], [9, 9, 9]))
     assert priorities(table)[20.0] == 5.0
+
+
+def erring(unroll: Unroll, before: list[float]) -> Unroll:
+    arrays = unroll.arrays | {"extras.error_before": np.array(before, np.float32)[:, None]}
+    return Unroll(unroll.slot, unroll.life, unroll.number, 0, arrays)
+
+
+def first_priorities(table: RingTable) -> dict[float, float]:
+    """The priority of each sequence of a table whose alpha is 1, by what was seen first."""
+    drawn = draw(table, 500)
+    chances = drawn["probabilities"] * table.mass
+    return {float(o): round(float(p), 4) for o, p in zip(drawn["observation.obs"][0, :, 0], chances, strict=True)}
+
+
+def test_sequences_enter_at_the_actors_errors_where_these_are_known() -> None:
+    options: dict[str, Any] = {"kind": "prioritized", "alpha": 1.0, "sequence": 3, "period": 4}
+    # An error comes with the step after it: 0.9 of the largest of 1, 2 and 3, and 0.1 of their mean.
+    table = table_of(4, 100, **options)
+    put(table, erring(line([0, 0, 0, 0]), [99, 1, 2, 3]))
+    assert first_priorities(table) == {10.0: 2.9}
+    # The last of them is not known yet where the unroll ends.
+    table = table_of(3, 100, **options | {"period": 3})
+    put(table, erring(line([0, 0, 0]), [99, 1, 2]))
+    assert first_priorities(table) == {10.0: 1.95}
+    # The end of an episode that was terminated is, with its next one's first step; of a truncated one it is not.
+    for how, expected in (("terminated", 1.95), ("truncated", 1.0)):
+        table = table_of(4, 100, **options)
+        put(table, erring(line([0, 0, 0, 0], first=[2], **{how: [1]}), [99, 1, 2, 3]))
+        put(table, erring(line([0, 0, 0, 0], number=2), [10, 5, 6, 7]))
+        assert first_priorities(table) == {10.0: expected, 12.0: 9.6, 20.0: 6.9}
+    # What only warms the state up is not learned from, and counts for nothing; nor does one without any known error.
+    table = table_of(4, 100, **options | {"burn_in": 1})
+    put(table, erring(line([0, 0, 0, 0]), [99, 50, 2, 3]))
+    assert first_priorities(table) == {10.0: 2.95}
+    table = table_of(1, 100, **options | {"sequence": 1, "period": 1})
+    put(table, erring(line([0]), [99]))
+    assert first_priorities(table) == {10.0: 1.0}
 
 
 def test_a_sequence_stops_at_its_episodes_end_and_is_padded() -> None:

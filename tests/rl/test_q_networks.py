@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from common.errors import ConfigError
 from common.rl.actor import Seen, pack_weights
 from common.rl.exploration import EpsilonConfig
+from common.rl.ops.q_learning import rescale, unrescale
 from common.rl.q_networks import QNetwork, QSettings, build_q_network
 from common.rl.value_heads import Histogram, Mean
 from common.types import ActionSpec, ArraySpec, EnvSpec
@@ -83,6 +85,23 @@ def test_values_for_first_priorities_are_shipped_only_when_asked_for() -> None:
     assert [s.name for s in network.spec.extras] == ["q_taken", "q_bootstrap"]
     torch.testing.assert_close(acted.extras["q_bootstrap"], values.max(1).values)
     torch.testing.assert_close(acted.extras["q_taken"], values.gather(1, acted.action.long().unsqueeze(1))[:, 0])
+
+
+def test_the_error_of_the_step_before_is_shipped_for_sequences() -> None:
+    network = build({"lstm": 4}, erring=(0.5, 1e-3))
+    assert [s.name for s in network.spec.extras] == ["error_before"]
+    assert [s.name for s in network.spec.state] == ["h", "c", "q_taken"]
+    for first in (False, True):
+        seen = replace(look(network, first=first), reward=torch.full((5,), 3.0))
+        acted = network.act(seen)
+        # Of a step that took an action worth 1; nothing comes after an episode's end.
+        core = tuple(seen.state[name] for name in ("h", "c"))
+        features = network.unroll({"obs": seen.observation["obs"][None]}, seen.first[None], core)[0][0]
+        values = network.values(features, None).squeeze(-1)
+        after = 0.0 if first else unrescale(values.max(-1).values, 1e-3)
+        expected = (rescale(torch.full((5,), 3.0) + 0.5 * after, 1e-3) - 1.0).abs()
+        torch.testing.assert_close(acted.extras["error_before"], expected)
+        torch.testing.assert_close(acted.state["q_taken"], values.gather(1, acted.action.long().unsqueeze(1))[:, 0])
 
 
 def test_noisy_streams_explore_by_the_noise_of_their_own_row_and_not_in_evaluation() -> None:

@@ -279,3 +279,32 @@ def test_over_choices_a_first_std_is_refused() -> None:
     assert SAC.make_actor({}, {"log_std_init": -2.0}, env(BOX), 0).noise_size == 1
     with pytest.raises(ConfigError, match=r"network\.log_std_init=-2\.0 says nothing to SAC over choices"):
         SAC.make_actor({}, {"log_std_init": -2.0}, env(TWO), 0)
+
+
+def test_first_priorities_are_by_the_learners_own_critics() -> None:
+    online = critics([[1.0], [3.0]], slope=2.0)
+    actor, sac = build("sac", WIDE, [math.atanh(0.5), -3.0], online, online, actor_priorities=True)
+    assert [spec.name for spec in actor.spec.extras] == ["q_taken", "q_bootstrap"]
+    # A uniform action of -0.5, of which the critics say 0 and 2; of the mode, 0.5, they say 2 and 4.
+    extras = actor.act(seen([[0.25]])).extras
+    assert (extras["q_taken"].item(), extras["q_bootstrap"].item()) == pytest.approx((1.0, 2.0), abs=1e-6)
+    sac.learn(transitions([0.0], [9.0], [0.0]), 0.0)
+    moved = torch.cat([p.flatten() for p in actor.critic.parameters()])
+    assert torch.equal(moved, sac.state_dict()["critics"])
+    assert not torch.equal(moved, online)
+
+
+def test_first_priorities_of_choices_are_by_what_the_policy_expects() -> None:
+    online = critics([[1.0, 2.0], [3.0, 0.0]], slope=None)
+    actor, _ = build("sac", TWO, [0.0, math.log(3.0)], online, online, actor_priorities=True)
+    # The first choice is taken, at 1 and 3; the least of both are 1 and 0, at chances of 1 to 3.
+    extras = actor.act(seen([[0.25]])).extras
+    assert (extras["q_taken"].item(), extras["q_bootstrap"].item()) == pytest.approx((2.0, 0.25), abs=1e-6)
+
+
+def test_first_priorities_of_quantiles_are_by_their_mean() -> None:
+    online = critics([[1.0, 3.0], [5.0, 7.0]], slope=2.0)
+    options: dict[str, Any] = {"quantiles": 2, "drop": 1, "actor_priorities": True}
+    actor, _ = build("sac", BOX, [0.0, -3.0], online, online, **options)
+    extras = actor.act(seen([[0.25]])).extras
+    assert (extras["q_taken"].item(), extras["q_bootstrap"].item()) == pytest.approx((4.0 - 1.0, 2.0), abs=1e-6)

@@ -198,3 +198,20 @@ def test_discrete_actions_are_refused(kind: Any) -> None:
 def test_a_std_that_a_deterministic_policy_has_not_is_refused(kind: Any) -> None:
     with pytest.raises(ConfigError, match=rf"network\.log_std_init=-1\.0 says nothing to {kind.__name__}"):
         kind.make_actor({}, {"name": "mlp", "log_std_init": -1.0}, env(BOX), 1)
+
+
+@pytest.mark.parametrize("name", ["td3", "ddpg"])
+def test_first_priorities_are_by_the_learners_own_critics(name: str) -> None:
+    online = critics([[1.0], [3.0]], slope=2.0)
+    actor, learner = build(name, WIDE, [math.atanh(0.5)], online, online, [0.0], critics=2, actor_priorities=True)
+    assert [spec.name for spec in actor.spec.extras] == ["q_taken", "q_bootstrap"]
+    noise, no = torch.tensor([[0.25]]), torch.zeros(1, dtype=torch.bool)
+    state = {spec.name: torch.zeros(1, *spec.shape) for spec in actor.spec.state}
+    step = Seen({"obs": torch.zeros(1, 1)}, no, torch.zeros(1), state, noise, torch.arange(1))
+    # A uniform action of -0.5, of which the critics say 0 and 2; of the policy's own, 0.5, they say 2 and 4.
+    extras = actor.act(step).extras
+    assert (extras["q_taken"].item(), extras["q_bootstrap"].item()) == pytest.approx((1.0, 2.0), abs=1e-6)
+    learner.learn(transitions([0.0], [9.0], [0.0]), 0.0)
+    moved = torch.cat([p.flatten() for p in actor.critic.parameters()])
+    assert torch.equal(moved, learner.state_dict()["critics"])
+    assert not torch.equal(moved, online)

@@ -7,7 +7,7 @@ many layers there are: on small networks torch.optim's bookkeeping costs more th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -66,7 +66,8 @@ class Algorithm(Protocol):
 
     `algorithm` is the config's section of that name, less `name`. `batches` says what a table must hand the learner.
     After each update `priorities` are those of the items that were drawn, float32 [n]; None: it gives none. One that
-    corrects for steps of any age says `mixes = True`, and may be given stored unrolls among the new ones.
+    corrects for steps of any age says `mixes = True`, and may be given stored unrolls among the new ones; one that says
+    `synchronous = True` is refused unrolls of older policies.
     """
 
     batches: ClassVar[Batches]
@@ -111,9 +112,8 @@ def numbers_of(scalars: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> d
     return metrics
 
 
-def flatten(network: nn.Module) -> Tensor:
+def flatten(parameters: Sequence[Tensor]) -> Tensor:
     """Gives a network's parameters as one flat tensor, and makes them views of it; its device is settled before."""
-    parameters = list(network.parameters())
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
     for p, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         p.data = part.view(p.shape)
@@ -121,7 +121,8 @@ def flatten(network: nn.Module) -> Tensor:
 
 
 class FlatOptimizer:
-    """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a network's parameters as one flat tensor.
+    """Adam (Kingma and Ba 2015) or RMSProp (Tieleman and Hinton 2012) over a network's parameters, but for those that
+    want no gradient, as one flat tensor.
 
     RMSProp adds epsilon to the root, as PyTorch's does; A3C (Mnih et al. 2016) adds it under the root.
 
@@ -131,8 +132,8 @@ class FlatOptimizer:
 
     def __init__(self, config: OptimizerConfig, network: nn.Module) -> None:
         self.config = config
-        self._parameters = list(network.parameters())
-        self.flat = flatten(network)
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self.flat = flatten(self._parameters)
         self._mean = torch.zeros_like(self.flat)
         self._square = torch.zeros_like(self.flat)
         # Kept: memory that is allocated anew in every update costs more than the arithmetic on it.

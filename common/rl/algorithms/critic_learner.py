@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
-from common.rl.critics import Body
+from common.rl.critics import Body, Critic
 from common.rl.goals import Goals
 from common.rl.noise import key
 from common.rl.target import Target
@@ -34,6 +34,7 @@ class CriticConfig(BaseModel):
     importance: float = Field(
         0.4, ge=0, le=1, description="β at the start, with a prioritized table; 1 at the end of the job's budget"
     )
+    actor_priorities: bool = Field(False, description="actors send what a table needs for an item's first priority")
     reward: str = Field(
         "", description="with a table that exchanges goals: `package.module:function`(achieved, desired) gives rewards"
     )
@@ -50,6 +51,12 @@ class CriticLearner:
         self.goals = Goals(config.reward)
         self._seed = seed
         self._generator = torch.Generator(self.optimizer.flat.device)
+
+    def lend(self, actor: Critic | None) -> None:
+        """Makes the parameters of an actor's critics, if it has any, the learner's own: they share memory."""
+        if actor is not None:
+            for lent, own in zip(actor.body.parameters(), self.critic.parameters(), strict=True):
+                lent.data = own.data
 
     def uniforms(self, *shape: int) -> Tensor:
         """Gives uniforms in (0, 1), a function of the seed and the update alone; to be called once in an update."""

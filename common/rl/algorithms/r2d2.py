@@ -8,7 +8,8 @@ are summed in their own. Table: sequence = burn_in + learned steps + n_step (40 
 alpha 0.9.
 
 Deviations: Huber's loss in place of ½ δ²; a batch's loss is averaged over all steps learned from, so that long
-sequences weigh more than those cut short; the streams after the core have a layer of their own only if `hidden` is set.
+sequences weigh more than those cut short; the streams after the core have a layer of their own only if `hidden` is set;
+a sequence begins at each episode's first step too; actors' first priorities are of one step.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class R2D2Config(QConfig):
     )
     importance: float = Field(0.6, ge=0, le=1, description="exponent of the weights")
     target_every: int = Field(2500, ge=1, description="updates between those of the target network")
+    actor_priorities: bool = Field(False, description="actors send what a table needs for a sequence's first priority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class R2D2:
             raise ConfigError(
                 "network.lstm=0: r2d2 wants a recurrent core", "set network.lstm, or algorithm.name to dqn"
             )
-        settings = QSettings(Mean(config.huber), config.epsilon, dueling=True, hidden=config.hidden)
+        erring = (config.discount, config.rescaling) if config.actor_priorities else None
+        settings = QSettings(Mean(config.huber), config.epsilon, dueling=True, hidden=config.hidden, erring=erring)
         return build_q_network(network, env, seed, settings)
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: QNetwork, seed: int) -> None:

@@ -29,7 +29,7 @@ from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
 from common.rl.bounded import TanhNormal
-from common.rl.critics import Body, bounds_of, critics_of, feed_forward, least, unit_box
+from common.rl.critics import Body, Critic, bounds_of, critics_of, feed_forward, least, unit_box
 from common.rl.distributions import Categorical
 from common.rl.heads import Head, torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
@@ -60,11 +60,10 @@ class SACConfig(CriticConfig):
 class SACActor(Actor):
     """The policy: a normal squashed into the box, or a choice."""
 
-    def __init__(self, config: NetworkConfig, env: EnvSpec) -> None:
+    def __init__(self, config: NetworkConfig, env: EnvSpec, settings: SACConfig, seed: int) -> None:
         super().__init__()
         self.env, self.config = env, config
         self.acting = {}
-        self.spec = PolicySpec()
         self.choices = env.action.n[0] if env.action.kind == "discrete" else 0
         self.bounds = None if self.choices else bounds_of(env, "SAC")
         action = env.action if self.choices else unit_box(env.action.size)
@@ -73,6 +72,13 @@ class SACActor(Actor):
         self.inputs = Inputs(env.observations, config)
         self.body = Body(self.inputs, config, 1, 0, self.head.sizes.outputs)
         self._dtype = torch_dtype(env.action.dtype)
+        self.critic = Critic(self.critics(settings, seed)) if settings.actor_priorities else None
+        self.spec = PolicySpec(() if self.critic is None else self.critic.spec)
+
+    def critics(self, settings: SACConfig, seed: int) -> Body:
+        """Gives critics as the learner has them: of an action, or of each choice."""
+        size, outputs = (0, self.choices) if self.choices else (self.env.action.size, settings.quantiles or 1)
+        return critics_of(self.inputs, self.config, settings.critics, size, outputs, seed)
 
     def distribution(self, inputs: list[Tensor]) -> TanhNormal | Categorical:
         """Gives π [N] of what `inputs` gave: over actions in ±1, or over the choices."""
@@ -86,9 +92,16 @@ class SACActor(Actor):
         else:
             distribution = self.distribution(self.inputs(seen.observation))
             action = distribution.mode() if greedy else distribution.sample(seen.noise)
+        extras = {} if self.critic is None else self._estimates(self.critic, self.inputs(seen.observation), action)
         if self.bounds is not None:
             action = self.bounds.outward(action)
-        return Acted(action.to(self._dtype), {}, {})
+        return Acted(action.to(self._dtype), extras, {})
+
+    def _estimates(self, critic: Critic, inputs: list[Tensor], action: Tensor) -> dict[str, Tensor]:
+        pi = self.distribution(inputs)
+        if isinstance(pi, Categorical):
+            return critic.estimates_of_choices(inputs, action, pi.log_probs.exp())
+        return critic.estimates(inputs, action, pi.mode())
 
 
 class Temperature(nn.Module):
@@ -129,12 +142,12 @@ class SAC:
 
     @staticmethod
     def make_actor(algorithm: Mapping[str, Any], network: Mapping[str, Any], env: EnvSpec, seed: int) -> SACActor:
-        _read(algorithm, env)
+        settings = _read(algorithm, env)
         chooses = env.action.kind == "discrete"
         config = feed_forward(network, "SAC over choices", "log_std_init") if chooses else feed_forward(network, "SAC")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SACActor(config, env)
+            return SACActor(config, env, settings, seed)
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: SACActor, seed: int) -> None:
         config = self._config = _read(algorithm, actor.env)
@@ -142,13 +155,10 @@ class SAC:
         self._actor = actor
         self._actor_optimizer = FlatOptimizer(settings, actor)
         device = self._actor_optimizer.flat.device
-        size = 0 if actor.choices else actor.env.action.size
-        critic = critics_of(
-            actor.inputs, actor.config, config.critics, size, actor.choices or config.quantiles or 1, seed
-        )
-        self._critics = CriticLearner(config, settings, critic.to(device), seed)
+        self._critics = CriticLearner(config, settings, actor.critics(config, seed).to(device), seed)
+        self._critics.lend(actor.critic)
         self._temperature = FlatOptimizer(settings, Temperature(config.temperature).to(device))
-        default = 0.5 * math.log(actor.choices) if actor.choices else -float(size)
+        default = 0.5 * math.log(actor.choices) if actor.choices else -float(actor.env.action.size)
         self._target_entropy = default if config.target_entropy is None else config.target_entropy
 
     def learn(self, batch: Transitions, progress: float) -> dict[str, float]:

@@ -30,7 +30,7 @@ from common.rl.action_noise import (
 from common.rl.actor import Acted, Actor, Seen
 from common.rl.algorithms.base import Batches, FlatOptimizer, OptimizerConfig, numbers_of
 from common.rl.algorithms.critic_learner import DEFAULT_OPTIMIZER, CriticConfig, CriticLearner
-from common.rl.critics import Body, bounds_of, critics_of, feed_forward, least
+from common.rl.critics import Body, Critic, bounds_of, critics_of, feed_forward, least
 from common.rl.heads import torch_dtype
 from common.rl.networks import Inputs, NetworkConfig
 from common.rl.replayed import Transitions, importance
@@ -69,25 +69,34 @@ class DDPGConfig(TD3Config):
 class DeterministicActor(Actor):
     """μ: one action per observation, and noise around it while it collects."""
 
-    def __init__(self, config: NetworkConfig, env: EnvSpec, noise: ActionNoiseConfig, algorithm: str) -> None:
+    def __init__(self, config: NetworkConfig, env: EnvSpec, settings: TD3Config, algorithm: str, seed: int) -> None:
         super().__init__()
         self.env, self.config = env, config
         self.acting = {}
         self.bounds = bounds_of(env, algorithm)
         self.noise_size = env.action.size
-        self.spec = PolicySpec(state=memory_spec(noise, env.action.size))
         self.inputs = Inputs(env.observations, config)
         self.body = Body(self.inputs, config, 1, 0, env.action.size)
-        self._noise = noise
+        self._noise = settings.noise
         self._dtype = torch_dtype(env.action.dtype)
+        self.critic = Critic(self.critics(settings, seed)) if settings.actor_priorities else None
+        extras = () if self.critic is None else self.critic.spec
+        self.spec = PolicySpec(extras, memory_spec(settings.noise, env.action.size))
+
+    def critics(self, settings: TD3Config, seed: int) -> Body:
+        """Gives critics as the learner has them."""
+        return critics_of(self.inputs, self.config, settings.critics, self.env.action.size, 1, seed)
 
     def act(self, seen: Seen, greedy: bool = False) -> Acted:
-        y, state = action_of(self.body, self.inputs(seen.observation)), seen.state
+        inputs = self.inputs(seen.observation)
+        best = action_of(self.body, inputs)
+        y, state = best, seen.state
         if not greedy:
             at_random = self.acting.get("uniform", 1.0)
             y, state = perturbed(y, seen, self._noise, self.acting.get("noise", 0.0))
             y = uniform(seen.noise) if at_random else y
-        return Acted(self.bounds.outward(y).to(self._dtype), {}, dict(state))
+        extras = {} if self.critic is None else self.critic.estimates(inputs, y, best)
+        return Acted(self.bounds.outward(y).to(self._dtype), extras, dict(state))
 
 
 def action_of(body: Body, inputs: list[Tensor]) -> Tensor:
@@ -106,8 +115,8 @@ class _DeterministicPolicyGradient:
         self._optimizer = FlatOptimizer(settings, actor)
         self._target = Target(actor.body)
         device = self._optimizer.flat.device
-        critics = critics_of(actor.inputs, actor.config, config.critics, actor.env.action.size, 1, seed)
-        self._critics = CriticLearner(config, settings, critics.to(device), seed)
+        self._critics = CriticLearner(config, settings, actor.critics(config, seed).to(device), seed)
+        self._critics.lend(actor.critic)
         # Of the last update that moved the actor: its loss, and its gradient's norm.
         self._last = torch.zeros(2, device=device)
 
@@ -223,4 +232,4 @@ def _make_actor(
 ) -> DeterministicActor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DeterministicActor(feed_forward(network, algorithm, "log_std_init"), env, config.noise, algorithm)
+        return DeterministicActor(feed_forward(network, algorithm, "log_std_init"), env, config, algorithm, seed)

@@ -14,6 +14,8 @@ from common.config import TableConfig
 from common.types import Arrays, prefixed
 from services.replay_server.ring.storage import Storage
 
+_LARGEST = 0.9  # what the largest error weighs in a sequence's priority (Kapturowski et al., 2019)
+
 Complete = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -98,6 +100,10 @@ class Sequences:
 
     None goes on past its episode's end: it is padded there, and masked. One that ends within its first `burn_in` steps
     is none, but for an episode's first, of which these are learned from too.
+
+    With the extra error_before, an actor's estimate of the error of the step before each, an item's priority is 0.9 of
+    the largest and 0.1 of the mean of those that are known and learned from: not of a truncated step, nor of the last
+    one of an unroll.
     """
 
     def __init__(self, storage: Storage, config: TableConfig) -> None:
@@ -124,8 +130,26 @@ class Sequences:
         memory.update({name: array[~whole] for name, array in (opened | {"before": held}).items()})
         complete = opened["start"][whole] % storage.capacity
         self._steps[complete] = np.minimum(held[whole], self._length)
-        taught = (held[whole] > self._burn_in) | storage.steps["first"].take(complete)
-        return complete[taught], None
+        complete = complete[(held[whole] > self._burn_in) | storage.steps["first"].take(complete)]
+        return complete, self._priorities(complete) if "extras.error_before" in storage.steps else None
+
+    def _priorities(self, positions: np.ndarray) -> np.ndarray:
+        storage, steps = self._storage, self._steps.take(positions)
+        times, first = np.arange(self._length)[:, None], storage.steps["first"]
+        position = storage.ahead(positions, np.minimum(times, steps - 1))
+        after = storage.ahead(positions, np.minimum(times + 1, steps - 1))
+        # Whether the row after an episode's last step is the next one's first is known within an unroll alone.
+        last, inside = position[-1], position[-1] % storage.unroll < storage.unroll - 1
+        following = np.where(inside, last + 1, last)
+        over = inside & storage.steps["terminated"].take(last) & first.take(following)
+        goes_on = inside & ~storage.steps["ended"].take(last)
+        ends = times == steps - 1
+        known = (times < steps - 1) | (ends & (over | goes_on))
+        known &= (times >= self._burn_in) | first.take(positions)
+        error = np.where(known, storage.steps["extras.error_before"].take(np.where(ends, following, after)), 0.0)
+        count = known.sum(axis=0)
+        mixed = _LARGEST * error.max(axis=0) + (1.0 - _LARGEST) * error.sum(axis=0) / np.maximum(count, 1)
+        return np.where(count > 0, mixed, np.nan)
 
     def gather(self, positions: np.ndarray, random: np.random.Generator) -> Arrays:
         """Time-major: observation.<name> [L+1, n, ...] (single frames [L+k, n, ...] where stacked), the true last one
