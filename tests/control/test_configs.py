@@ -104,6 +104,11 @@ def test_tables_of_r2d2_keep_out_sequences_that_end_within_its_burn_in() -> None
     # Without a setting it is the algorithm's own 40.
     assert kept_back == {
         "cartpole_positions_r2d2": (10, 10),
+        "crafter_r2d2": (20, 20),
+        "lunarlander_r2d2": (10, 10),
+        "minatar_breakout_r2d2": (10, 10),
+        "pong_r2d2": (20, 20),
+        "spread_r2d2": (5, 5),
         "r2d2_pixels": (40, None),
         "r2d2_vector": (10, 10),
     }
