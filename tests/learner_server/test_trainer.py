@@ -196,9 +196,7 @@ def test_stored_unrolls_are_not_mixed_in_where_the_correction_is_switched_off(se
 def test_first_priorities_of_actors_are_refused_where_goals_are_exchanged() -> None:
     her = {"kind": "prioritized", "capacity": 1000, "her": {"k": 4}, "discount": 0.9}
     section = {"name": "sac", "actor_priorities": True, "reward": "by_hand:sparse"}
-    with pytest.raises(
-        ConfigError, match=r"actor_priorities=True is of other goals .*experience\.her\.k .*k to 0"
-    ):
+    with pytest.raises(ConfigError, match=r"actor_priorities=True is of other goals .*experience\.her\.k .*k to 0"):
         trainer(algorithm=section, replay={"tables": {"experience": her}}, learner={"batch": 8}, stop={"steps": 9})
 
 
