@@ -37,8 +37,7 @@ class Learner:
 
     def __init__(self, context: Context, run_dir: Path, weights: WeightsServer, shards: Sequence[Client]) -> None:
         self._context, self._config = context, context.config
-        self._weights = weights
-        self._shards = shards
+        self._weights, self._shards = weights, shards
         self._record = Record(context, run_dir)
         self.replicas = Replicas(context.config, run_dir)
         self._tally = self._record.tally

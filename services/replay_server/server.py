@@ -233,5 +233,6 @@ async def run(context: Context) -> None:
 
     try:
         await until_stopped(context, [replay.poll_forever(), until_finished(), replay.keeper.write_forever()])
+        await replay.keeper.write_last()
     finally:
         replay.server.close()

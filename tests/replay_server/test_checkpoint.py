@@ -333,6 +333,36 @@ async def test_a_killed_replay_server_comes_back_with_its_tables_and_says_what_i
                     service.kill()
 
 
+@pytest.mark.parametrize("checkpoint_s", [0.1, 600.0])
+async def test_a_replay_server_that_is_told_to_stop_writes_its_tables_once_more(checkpoint_s: float) -> None:
+    with short_dir() as directory:
+        settings = job(directory)
+        settings["replay"]["checkpoint_s"] = checkpoint_s
+        config = write_config(directory / "job.yaml", settings)
+        peers = Peers(load(config, (), {}), World(4, 1, seed=3))
+        first = Service("replay", config, directory)
+        second = None
+        try:
+            for _ in range(3):
+                await peers.insert()
+            size = (await peers.draw()).size
+            first.process.terminate()
+            assert await first.ended() == 0, first.text()
+            with checkpoint.read(directory / "replay" / "0" / "experience") as saved:
+                assert saved is not None
+                assert saved["table"]["counts"][0] == size
+            second = Service("replay", config, directory)
+            await peers.insert()
+            assert f"of {size} steps inserted" in second.text()
+            assert "lost" not in second.text().replace("what came after is lost", "")
+        finally:
+            for client in (peers.env, peers.learner):
+                client.close()
+            for service in (first, second):
+                if service is not None:
+                    service.kill()
+
+
 @pytest.mark.parametrize(
     ("checkpoint_s", "why"), [(0.0, "replay.checkpoint_s is 0"), (600.0, "there is no checkpoint yet")]
 )

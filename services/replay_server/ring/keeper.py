@@ -28,6 +28,7 @@ class RingKeeper:
         self._lost = dict.fromkeys(rings, 0)
         self._sized: set[str] = set()
         self._spoilt: set[str] = set()
+        self._writing: asyncio.Task[None] | None = None
         for name in rings:
             tell_of_uneven_shards(name, context.config, context.index)
 
@@ -52,8 +53,20 @@ class RingKeeper:
         """Writes the rings to disk every `replay.checkpoint_s`; each one's requests wait while it is written."""
         while interval := self._context.config.replay.checkpoint_s:
             await asyncio.sleep(interval)
-            for name, table in self._rings.items():
-                await self._write(name, table)
+            self._writing = asyncio.ensure_future(self._write_all())
+            # A thread that writes cannot be called back: whoever ends this waits for it, in `write_last`.
+            await asyncio.shield(self._writing)
+
+    async def write_last(self) -> None:
+        """Writes the rings as they are at the end, once `write_forever` has been cancelled: a resumed job has them."""
+        if self._writing is not None:
+            await self._writing
+        if self._context.config.replay.checkpoint_s:
+            await self._write_all()
+
+    async def _write_all(self) -> None:
+        for name, table in self._rings.items():
+            await self._write(name, table)
 
     async def _write(self, name: str, table: RingTable) -> None:
         state, path = table.freeze(), self._path(name)
