@@ -17,7 +17,8 @@ SMALL = (
     "network.hidden=[64,64] learner.batch=64 learner.per_request=8 "
     "replay.tables.experience.samples_per_insert=64 replay.tables.experience.error_buffer=1024"
 )
-# Chance is 22 on CartPole, -1250 on Pendulum, 0.4 on Breakout; a job has over twice the steps that seeds 1 to 5 need.
+# Chance is 22 on CartPole, -500 on Acrobot, -180 on LunarLander, -1250 on Pendulum, 0.4 on Breakout; a job has over
+# twice the steps that seeds 1 to 5 need (on Acrobot, LunarLander and without velocities: 1 to 3).
 # A name is an overlay's, with settings on top of it if it has any; of those with settings, twice what seed 1 needs.
 # A rate that fell to zero with the steps would make a job's budget change how it learns. A mean over fewer episodes is
 # for jobs of few steps: one that learns fast has few episodes.
@@ -30,6 +31,9 @@ JOBS = {
     "cartpole_impala": (195, 120_000),
     "cartpole_laser": (100, 100_000),
     "cartpole_positions_impala_lstm": (100, 150_000),
+    "cartpole_positions_ppo_lstm": (100, 50_000),
+    "acrobot_ppo": (-300, 150_000),
+    "lunarlander_ppo": (-120, 200_000),
     "pendulum_ppo": (-700, 80_000),
     "minatar_breakout_ppo": (2.5, 200_000),
     "minatar_breakout_a2c": (2.5, 100_000),

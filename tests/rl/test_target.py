@@ -18,7 +18,7 @@ def test_a_target_begins_as_the_network_is_and_shares_nothing_with_it() -> None:
 
 def test_a_target_follows_all_the_way_or_a_share_of_it() -> None:
     network = nn.Linear(1, 1)
-    flat = flatten(network)
+    flat = flatten(list(network.parameters()))
     target = Target(network)
     flat.copy_(torch.tensor([8.0, 4.0]))
     target.flat.zero_()
