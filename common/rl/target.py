@@ -14,11 +14,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Target(Generic[Network]):
-    """Begins as `network` is; `flat` are its parameters, in the order of the network's own."""
+    """Begins as `network` is; `flat` are its parameters that learn, in the order of the network's own."""
 
     def __init__(self, network: Network) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self.flat = flatten(list(self.network.parameters()))
+        self.network = copy.deepcopy(network)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.network.requires_grad_(False)
+        self.flat = flatten(trained)
 
     @torch.no_grad()
     def follow(self, online: Tensor, share: float) -> None:

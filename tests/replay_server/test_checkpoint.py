@@ -355,6 +355,16 @@ async def test_a_replay_server_that_is_told_to_stop_writes_its_tables_once_more(
             await peers.insert()
             assert f"of {size} steps inserted" in second.text()
             assert "lost" not in second.text().replace("what came after is lost", "")
+            if checkpoint_s == 600.0:
+                second.kill()
+                # With other settings it starts empty, and leaves what is there for whoever puts these back.
+                written = (directory / "replay" / "0" / "experience").read_bytes()
+                second = Service("replay", config, directory, ["replay.tables.experience.alpha=0.5"])
+                await peers.insert()
+                second.process.terminate()
+                assert await second.ended() == 0, second.text()
+                assert "with other settings" in second.text()
+                assert (directory / "replay" / "0" / "experience").read_bytes() == written
         finally:
             for client in (peers.env, peers.learner):
                 client.close()

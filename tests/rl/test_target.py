@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from common.rl.algorithms.base import flatten
+from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig, flatten
 from common.rl.target import Target
 
 
@@ -29,3 +29,12 @@ def test_a_target_follows_all_the_way_or_a_share_of_it() -> None:
     assert torch.equal(target.flat, flat)
     flat.zero_()
     assert target.network.weight.item() == 8.0
+
+
+def test_what_is_not_trained_is_copied_and_not_followed() -> None:
+    network = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
+    optimizer, target = FlatOptimizer(OptimizerConfig(), network), Target(network)
+    assert optimizer.flat.numel() == target.flat.numel() == 3
+    target.follow(optimizer.flat + 1.0, 1.0)
+    assert torch.equal(target.network[0].weight, network[0].weight)
+    assert torch.equal(target.network[1].weight, network[1].weight + 1.0)

@@ -102,8 +102,8 @@ class Sequences:
     is none, but for an episode's first, of which these are learned from too.
 
     With the extra error_before, an actor's estimate of the error of the step before each, an item's priority is 0.9 of
-    the largest and 0.1 of the mean of those that are known and learned from: not of a truncated step, nor of the last
-    one of an unroll.
+    the largest and 0.1 of the mean of those that are known, less `burn_in` steps. Not known are that of a truncated
+    step, of an unroll's last one, and of a terminated one where a reset takes a step of its own.
     """
 
     def __init__(self, storage: Storage, config: TableConfig) -> None:
@@ -145,7 +145,8 @@ class Sequences:
         goes_on = inside & ~storage.steps["ended"].take(last)
         ends = times == steps - 1
         known = (times < steps - 1) | (ends & (over | goes_on))
-        known &= (times >= self._burn_in) | first.take(positions)
+        fresh = first.take(positions)
+        known &= np.where(fresh, times < self._length - self._burn_in, times >= self._burn_in)
         error = np.where(known, storage.steps["extras.error_before"].take(np.where(ends, following, after)), 0.0)
         count = known.sum(axis=0)
         mixed = _LARGEST * error.max(axis=0) + (1.0 - _LARGEST) * error.sum(axis=0) / np.maximum(count, 1)

@@ -28,6 +28,7 @@ class RingKeeper:
         self._lost = dict.fromkeys(rings, 0)
         self._sized: set[str] = set()
         self._spoilt: set[str] = set()
+        self._refused: set[str] = set()
         self._writing: asyncio.Task[None] | None = None
         for name in rings:
             tell_of_uneven_shards(name, context.config, context.index)
@@ -41,9 +42,11 @@ class RingKeeper:
 
     def _restore(self, name: str, table: RingTable, saved: Mapping[str, Any]) -> None:
         self._empty[name] = "its checkpoint was made with other settings"
+        self._refused.add(name)
         said = f"starts empty: {self._empty[name]}"
         if table.restore(saved["table"]):
             del self._empty[name]
+            self._refused.remove(name)
             said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
             said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
         self._lost[name] = table.lost
@@ -58,23 +61,30 @@ class RingKeeper:
             await asyncio.shield(self._writing)
 
     async def write_last(self) -> None:
-        """Writes the rings as they are at the end, once `write_forever` has been cancelled: a resumed job has them."""
+        """Writes the rings as they are at the end, once `write_forever` has been cancelled: a resumed job has them.
+
+        They take in nothing more: what waits is sent again to the next life. A checkpoint of other settings stays, for
+        whoever stops the job to put these back.
+        """
         if self._writing is not None:
             await self._writing
-        if self._context.config.replay.checkpoint_s:
-            await self._write_all()
+        for name, table in self._rings.items() if self._context.config.replay.checkpoint_s else ():
+            if name not in self._refused:
+                await self._write(name, table, last=True)
 
     async def _write_all(self) -> None:
         for name, table in self._rings.items():
             await self._write(name, table)
 
-    async def _write(self, name: str, table: RingTable) -> None:
+    async def _write(self, name: str, table: RingTable, last: bool = False) -> None:
         state, path = table.freeze(), self._path(name)
         try:
             await asyncio.to_thread(checkpoint.write, path, {"time": time.time(), "table": state})
-            table.thaw()
-            self._poll(name)
+            if not last:
+                table.thaw()
+                self._poll(name)
             await asyncio.to_thread(checkpoint.commit, path)
+            self._refused.discard(name)
         except OSError as error:
             table.thaw()
             self._context.health.say(f"table {name} has no new checkpoint: {error}")
