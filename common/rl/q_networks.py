@@ -32,8 +32,8 @@ _FOR_POLICIES = ("shared", "action_mask", "distribution", "sigma", "log_std_init
 class QSettings:
     """What an algorithm asks of its network; `hidden` and `sigma` are the streams'.
 
-    `ships_values` adds extras for the priorities of transitions, `erring` for those of sequences: the discount, and
-    the ε of h.
+    `ships_values` adds extras for the priorities of transitions, `sequence_errors` for those of sequences: the
+    discount, and the ε of h.
     """
 
     head: ValueHead
@@ -42,7 +42,7 @@ class QSettings:
     hidden: int = 0
     sigma: float = 0.0
     ships_values: bool = False
-    erring: tuple[float, float] | None = None
+    sequence_errors: tuple[float, float] | None = None
 
 
 class Stream(nn.Module):
@@ -89,10 +89,11 @@ class QNetwork(Actor):
         self._split = [self.advantage.noise, 0 if self.value is None else self.value.noise]
         self.noise_features = sum(self._split)
         self.noise_size = COLUMNS + self.noise_features
-        shipped = ("q_taken", "q_bootstrap") if settings.ships_values else ("error_before",) if settings.erring else ()
+        shipped: tuple[str, ...] = ("error_before",) if settings.sequence_errors else ()
+        shipped = ("q_taken", "q_bootstrap") if settings.ships_values else shipped
         extras = tuple(ArraySpec(name, "<f4", ()) for name in shipped)
         carried = () if self.last is None else self.last.state
-        valued = (ArraySpec("q_taken", "<f4", ()),) if settings.erring else ()
+        valued = (ArraySpec("q_taken", "<f4", ()),) if settings.sequence_errors else ()
         self.spec = PolicySpec(extras, (*state_specs(self.core), *carried, *valued))
 
     def _features(self, observation: Mapping[str, Tensor], last: Tensor | None) -> Tensor:
@@ -137,8 +138,8 @@ class QNetwork(Actor):
         extras: dict[str, Tensor] = {}
         if self._settings.ships_values:
             extras = {"q_taken": of_action(expected, action), "q_bootstrap": bootstrap}
-        elif self._settings.erring:
-            extras = {"error_before": self._error_before(seen, bootstrap, *self._settings.erring)}
+        elif self._settings.sequence_errors:
+            extras = {"error_before": self._error_before(seen, bootstrap, *self._settings.sequence_errors)}
             state["q_taken"] = of_action(expected, action)
         action = action.to(self._action_dtype)
         if self.last is not None and self.last.code is not None:

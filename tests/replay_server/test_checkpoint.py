@@ -6,6 +6,8 @@ import asyncio
 import json
 import tracemalloc
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,117 +292,110 @@ class Peers:
         assert await self.learner.request(UpdatePriorities("experience", life, arrays)) == Ok()
 
 
-async def test_a_killed_replay_server_comes_back_with_its_tables_and_says_what_is_lost() -> None:
-    with short_dir() as directory:
-        config = write_config(directory / "job.yaml", job(directory))
-        saved = directory / "replay" / "0" / "experience"
-        peers = Peers(load(config, (), {}), World(4, 1, seed=3))
-        first = Service("replay", config, directory)
-        second = None
-        try:
-            for _ in range(3):
-                await peers.insert()
-            batch = await peers.draw()
-            life = peers.learner.server_life
-            await peers.update(life, batch, 30.0)
-            raised = await peers.draw()
-            assert raised.mass > batch.mass
-            await until(saved.exists, "a checkpoint")
-            written = saved.stat().st_mtime_ns
-            # The second from now is begun after all of the above.
-            for _ in range(2):
-                await until(lambda: saved.stat().st_mtime_ns > written, "another checkpoint")  # noqa: B023
-                written = saved.stat().st_mtime_ns
-            first.kill()
-            second = Service("replay", config, directory)
-            await peers.insert()
-            after = await peers.draw()
-            assert after.size > raised.size
-            assert after.mass == pytest.approx(raised.mass + (after.size - raised.size) * 30.0**0.6)
-            await peers.update(life, after, 1000.0)
-            assert (await peers.draw()).mass == after.mass
-            back = f"table experience is back with {raised.size} items of {raised.size} steps inserted"
-            assert back in second.text()
-            health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
-            assert health["notice"].startswith(back)
-            await peers.update(peers.learner.server_life, after, 1000.0)
-            assert (await peers.draw()).mass > after.mass
-        finally:
-            for client in (peers.env, peers.learner):
-                client.close()
-            for service in (first, second):
-                if service is not None:
-                    service.kill()
-
-
-@pytest.mark.parametrize("checkpoint_s", [0.1, 600.0])
-async def test_a_replay_server_that_is_told_to_stop_writes_its_tables_once_more(checkpoint_s: float) -> None:
+@contextmanager
+def served(checkpoint_s: float) -> Iterator[tuple[Peers, Path, Callable[..., Service]]]:
+    """Peers, the run directory, and what starts a life of their replay-server, with settings of its own if given."""
     with short_dir() as directory:
         settings = job(directory)
         settings["replay"]["checkpoint_s"] = checkpoint_s
         config = write_config(directory / "job.yaml", settings)
         peers = Peers(load(config, (), {}), World(4, 1, seed=3))
-        first = Service("replay", config, directory)
-        second = None
+        lives: list[Service] = []
+
+        def start(*overrides: str) -> Service:
+            lives.append(Service("replay", config, directory, overrides))
+            return lives[-1]
+
         try:
-            for _ in range(3):
-                await peers.insert()
-            size = (await peers.draw()).size
-            first.process.terminate()
-            assert await first.ended() == 0, first.text()
-            with checkpoint.read(directory / "replay" / "0" / "experience") as saved:
-                assert saved is not None
-                assert saved["table"]["counts"][0] == size
-            second = Service("replay", config, directory)
-            await peers.insert()
-            assert f"of {size} steps inserted" in second.text()
-            assert "lost" not in second.text().replace("what came after is lost", "")
-            if checkpoint_s == 600.0:
-                second.kill()
-                # With other settings it starts empty, and leaves what is there for whoever puts these back.
-                written = (directory / "replay" / "0" / "experience").read_bytes()
-                second = Service("replay", config, directory, ["replay.tables.experience.alpha=0.5"])
-                await peers.insert()
-                second.process.terminate()
-                assert await second.ended() == 0, second.text()
-                assert "with other settings" in second.text()
-                assert (directory / "replay" / "0" / "experience").read_bytes() == written
+            yield peers, directory, start
         finally:
             for client in (peers.env, peers.learner):
                 client.close()
-            for service in (first, second):
-                if service is not None:
-                    service.kill()
+            for service in lives:
+                service.kill()
+
+
+async def test_a_killed_replay_server_comes_back_with_its_tables_and_says_what_is_lost() -> None:
+    with served(0.1) as (peers, directory, start):
+        first, saved = start(), directory / "replay" / "0" / "experience"
+        for _ in range(3):
+            await peers.insert()
+        batch = await peers.draw()
+        life = peers.learner.server_life
+        await peers.update(life, batch, 30.0)
+        raised = await peers.draw()
+        assert raised.mass > batch.mass
+        await until(saved.exists, "a checkpoint")
+        written = saved.stat().st_mtime_ns
+        # The second from now is begun after all of the above.
+        for _ in range(2):
+            await until(lambda: saved.stat().st_mtime_ns > written, "another checkpoint")  # noqa: B023
+            written = saved.stat().st_mtime_ns
+        first.kill()
+        second = start()
+        await peers.insert()
+        after = await peers.draw()
+        assert after.size > raised.size
+        assert after.mass == pytest.approx(raised.mass + (after.size - raised.size) * 30.0**0.6)
+        await peers.update(life, after, 1000.0)
+        assert (await peers.draw()).mass == after.mass
+        back = f"table experience is back with {raised.size} items of {raised.size} steps inserted"
+        assert back in second.text()
+        health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
+        assert health["notice"].startswith(back)
+        await peers.update(peers.learner.server_life, after, 1000.0)
+        assert (await peers.draw()).mass > after.mass
+
+
+@pytest.mark.parametrize("checkpoint_s", [0.1, 600.0])
+async def test_a_replay_server_that_is_told_to_stop_writes_its_tables_once_more(checkpoint_s: float) -> None:
+    with served(checkpoint_s) as (peers, directory, start):
+        first, path = start(), directory / "replay" / "0" / "experience"
+        for _ in range(3):
+            await peers.insert()
+        size = (await peers.draw()).size
+        first.process.terminate()
+        assert await first.ended() == 0, first.text()
+        with checkpoint.read(path) as saved:
+            assert saved is not None
+            assert saved["table"]["counts"][0] == size
+        second = start()
+        await peers.insert()
+        assert f"of {size} steps inserted" in second.text()
+        assert "lost" not in second.text().replace("what came after is lost", "")
+
+
+async def test_a_replay_server_leaves_a_checkpoint_of_other_settings_for_whoever_puts_these_back() -> None:
+    with served(600.0) as (peers, directory, start):
+        first, path = start(), directory / "replay" / "0" / "experience"
+        await peers.insert()
+        first.process.terminate()
+        assert await first.ended() == 0, first.text()
+        written = path.read_bytes()
+        second = start("replay.tables.experience.alpha=0.5")
+        await peers.insert()
+        second.process.terminate()
+        assert await second.ended() == 0, second.text()
+        assert "with other settings" in second.text()
+        assert path.read_bytes() == written
 
 
 @pytest.mark.parametrize(
     ("checkpoint_s", "why"), [(0.0, "replay.checkpoint_s is 0"), (600.0, "there is no checkpoint yet")]
 )
 async def test_a_table_that_starts_empty_amid_a_job_says_so_and_what_is_lost(checkpoint_s: float, why: str) -> None:
-    with short_dir() as directory:
-        settings = job(directory)
-        settings["replay"]["checkpoint_s"] = checkpoint_s
-        config = write_config(directory / "job.yaml", settings)
-        peers = Peers(load(config, (), {}), World(4, 1, seed=3))
-        first = Service("replay", config, directory)
-        second = None
-        try:
-            for _ in range(3):
-                await peers.insert()
-            assert "empty" not in first.text()
-            first.kill()
-            second = Service("replay", config, directory)
+    with served(checkpoint_s) as (peers, _, start):
+        first = start()
+        for _ in range(3):
             await peers.insert()
-            said = f"table experience starts empty: {why}; at least 24 steps that it held are lost"
-            await until(lambda: said in second.text(), said)
-            health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
-            assert health["notice"] == said
-        finally:
-            for client in (peers.env, peers.learner):
-                client.close()
-            for service in (first, second):
-                if service is not None:
-                    service.kill()
+        assert "empty" not in first.text()
+        first.kill()
+        second = start()
+        await peers.insert()
+        said = f"table experience starts empty: {why}; at least 24 steps that it held are lost"
+        await until(lambda: said in second.text(), said)
+        health = json.loads(await asyncio.to_thread(_fetch, f"{second.url()}/healthz"))
+        assert health["notice"] == said
 
 
 def _fetch(url: str) -> bytes:

@@ -88,7 +88,7 @@ def test_values_for_first_priorities_are_shipped_only_when_asked_for() -> None:
 
 
 def test_the_error_of_the_step_before_is_shipped_for_sequences() -> None:
-    network = build({"lstm": 4}, erring=(0.5, 1e-3))
+    network = build({"lstm": 4}, sequence_errors=(0.5, 1e-3))
     assert [s.name for s in network.spec.extras] == ["error_before"]
     assert [s.name for s in network.spec.state] == ["h", "c", "q_taken"]
     for first in (False, True):

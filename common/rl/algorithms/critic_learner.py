@@ -52,10 +52,10 @@ class CriticLearner:
         self._seed = seed
         self._generator = torch.Generator(self.optimizer.flat.device)
 
-    def lend(self, actor: Critic | None) -> None:
+    def lend(self, borrower: Critic | None) -> None:
         """Makes the parameters of an actor's critics, if it has any, the learner's own: they share memory."""
-        if actor is not None:
-            for lent, own in zip(actor.body.parameters(), self.critic.parameters(), strict=True):
+        if borrower is not None:
+            for lent, own in zip(borrower.body.parameters(), self.critic.parameters(), strict=True):
                 lent.data = own.data
 
     def uniforms(self, *shape: int) -> Tensor:

@@ -52,7 +52,6 @@ class DQNConfig(QConfig):
     importance: float = Field(
         0.4, ge=0, le=1, description="β at the start, with a prioritized table; 1 at the end of the job's budget"
     )
-    actor_priorities: bool = Field(False, description="actors send what a table needs for an item's first priority")
 
     @property
     def unread(self) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ class QConfig(BaseModel):
     target_every: int = Field(8000, ge=1, description="updates between those of the target network")
     tau: float = Field(1.0, gt=0, le=1, description="how far the target network then moves: 1: it is a copy")
     hidden: int = Field(0, ge=0, description="width of a layer of its own before each output; 0: none")
+    actor_priorities: bool = Field(False, description="actors send what a table needs for an item's first priority")
     epsilon: EpsilonConfig = Field(
         EpsilonConfig(), description="random actions: start, end, steps or share; or base, alpha and actors (Ape-X)"
     )

@@ -51,7 +51,6 @@ class R2D2Config(QConfig):
     )
     importance: float = Field(0.6, ge=0, le=1, description="exponent of the weights")
     target_every: int = Field(2500, ge=1, description="updates between those of the target network")
-    actor_priorities: bool = Field(False, description="actors send what a table needs for a sequence's first priority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,10 @@ class R2D2:
             raise ConfigError(
                 "network.lstm=0: r2d2 wants a recurrent core", "set network.lstm, or algorithm.name to dqn"
             )
-        erring = (config.discount, config.rescaling) if config.actor_priorities else None
-        settings = QSettings(Mean(config.huber), config.epsilon, dueling=True, hidden=config.hidden, erring=erring)
+        sequence_errors = (config.discount, config.rescaling) if config.actor_priorities else None
+        settings = QSettings(
+            Mean(config.huber), config.epsilon, dueling=True, hidden=config.hidden, sequence_errors=sequence_errors
+        )
         return build_q_network(network, env, seed, settings)
 
     def __init__(self, algorithm: Mapping[str, Any], optimizer: OptimizerConfig, actor: QNetwork, seed: int) -> None:

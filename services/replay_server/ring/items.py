@@ -136,18 +136,17 @@ class Sequences:
     def _priorities(self, positions: np.ndarray) -> np.ndarray:
         storage, steps = self._storage, self._steps.take(positions)
         times, first = np.arange(self._length)[:, None], storage.steps["first"]
-        position = storage.ahead(positions, np.minimum(times, steps - 1))
-        after = storage.ahead(positions, np.minimum(times + 1, steps - 1))
+        last = storage.ahead(positions, steps - 1)
         # Whether the row after an episode's last step is the next one's first is known within an unroll alone.
-        last, inside = position[-1], position[-1] % storage.unroll < storage.unroll - 1
-        following = np.where(inside, last + 1, last)
-        over = inside & storage.steps["terminated"].take(last) & first.take(following)
-        goes_on = inside & ~storage.steps["ended"].take(last)
+        inside = last % storage.unroll < storage.unroll - 1
+        following = last + inside
+        over = storage.steps["terminated"].take(last) & first.take(following)
         ends = times == steps - 1
-        known = (times < steps - 1) | (ends & (over | goes_on))
+        known = (times < steps - 1) | (ends & inside & (over | ~storage.steps["ended"].take(last)))
         fresh = first.take(positions)
         known &= np.where(fresh, times < self._length - self._burn_in, times >= self._burn_in)
-        error = np.where(known, storage.steps["extras.error_before"].take(np.where(ends, following, after)), 0.0)
+        after = np.where(ends, following, storage.ahead(positions, np.minimum(times + 1, steps - 1)))
+        error = np.where(known, storage.steps["extras.error_before"].take(after), 0.0)
         count = known.sum(axis=0)
         mixed = _LARGEST * error.max(axis=0) + (1.0 - _LARGEST) * error.sum(axis=0) / np.maximum(count, 1)
         return np.where(count > 0, mixed, np.nan)

@@ -41,14 +41,14 @@ class RingKeeper:
                     self._restore(name, table, saved)
 
     def _restore(self, name: str, table: RingTable, saved: Mapping[str, Any]) -> None:
-        self._empty[name] = "its checkpoint was made with other settings"
-        self._refused.add(name)
-        said = f"starts empty: {self._empty[name]}"
         if table.restore(saved["table"]):
             del self._empty[name]
-            self._refused.remove(name)
             said = f"is back with {table.size} items of {table.inserts} steps inserted, as of "
             said += f"{time.time() - saved['time']:.0f} s ago: what came after is lost"
+        else:
+            self._refused.add(name)
+            self._empty[name] = "its checkpoint was made with other settings"
+            said = f"starts empty: {self._empty[name]}"
         self._lost[name] = table.lost
         self._context.health.say(f"table {name} {said}")
 
