@@ -139,6 +139,7 @@ def main() -> None:
     for only in arguments.only or ():
         if not any(name.startswith(only) for name in work):
             parser.error(f"--only {only}: the sections are {', '.join(work)}")
+    connections.make_room()
     failed = [name for name, measure in work.items() if chosen(name) and not succeeds(name, measure)]
     for kind, measured in (("collect", COLLECTED), ("train", TRAINED)):
         shown = [f"{kind} {env_id}" for env_id in measured]

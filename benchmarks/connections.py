@@ -186,16 +186,14 @@ async def _measure(
 def make_room() -> None:
     """Lets this process have two sockets per connection, which is more than the defaults allow.
 
-    A context that has had a socket, an earlier section's, keeps to the number that it began with: it makes way.
+    Call it first: a context that has had a socket keeps to the number that it began with.
     """
-    zmq.Context.instance().destroy(linger=0)
     zmq.Context.instance().set(zmq.MAX_SOCKETS, 8 * max(COUNTS))
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
 def run(load_: Load, seconds: float) -> Measured:
     """Starts both servers and measures them under `load_`."""
-    make_room()
     with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "logs").mkdir()
@@ -243,6 +241,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
+    make_room()
     print(report(measure(arguments.seconds, arguments.repeat)))
 
 

@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
+    connections.make_room()
     for text in report(arguments.seconds, arguments.repeat).values():
         print(text, end="\n\n")
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from benchmarks import __main__ as page
-from benchmarks import connections, memory, replay
+from benchmarks import memory, replay
 from common.errors import HeadraceError
 from common.messages import Batch, Insert
 
@@ -43,12 +41,28 @@ def test_a_section_that_fails_says_why_and_leaves_the_others(
     assert capsys.readouterr().out.splitlines() == ["wire …", f"not measured, and left as it is: {error}", "replay …"]
 
 
-def test_a_process_that_had_a_socket_has_room_for_all_connections() -> None:
+# In a process of its own: the number of sockets is settled by the first one, of whichever test that was.
+SECTIONS = """
+import sys, zmq
+from benchmarks import __main__ as page, connections
+
+def first():
     zmq.Context.instance().socket(zmq.PAIR).close()
-    connections.make_room()
-    with ExitStack() as open_sockets:
-        for _ in range(2 * max(connections.COUNTS) + 2):
-            open_sockets.enter_context(zmq.Context.instance().socket(zmq.PAIR))
+
+def second():
+    sockets = [zmq.Context.instance().socket(zmq.PAIR) for _ in range(2 * max(connections.COUNTS) + 2)]
+    print(len(sockets), "sockets")
+
+page.write = lambda name, section: section()
+page.sections = lambda *_: {"first": first, "second": second}
+sys.argv = ["benchmarks", "--only", "first", "second"]
+page.main()
+"""
+
+
+def test_a_section_after_one_that_had_a_socket_has_room_for_all_connections() -> None:
+    ran = subprocess.run([sys.executable, "-c", SECTIONS], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines() == ["first …", "second …", "1026 sockets"], ran.stderr
 
 
 def test_a_job_too_short_for_its_memory_to_be_compared_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
