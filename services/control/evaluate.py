@@ -6,7 +6,9 @@ Every environment plays a quota fixed beforehand: taking the first N episodes to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.error import DependencyNotInstalled
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import Config, load
 from common.errors import ConfigError
@@ -23,10 +27,12 @@ from common.types import EnvSpec
 from services.control.extras import require
 from services.control.stepping import step_rows
 from services.control.targets import writing
+from services.control.words import count
 from services.env_server.backends import Backend, make_backend
 from services.learner_server.checkpoint import find, load_state, reading
 
 MAX_ENVS = 32
+LINE_S = 30.0
 FRAMES_PER_SECOND = 30
 VIDEO_STEPS = 20_000
 
@@ -94,24 +100,27 @@ class Player:
         self._first[finals.indices] = True
 
 
-def play(player: Player, quota: np.ndarray, ended: Callable[[], None]) -> Evaluation:
-    """Plays `quota` [B] whole episodes in each environment, calling `ended` after each."""
+def play(player: Player, quota: np.ndarray, played: Callable[[int, int], None]) -> Evaluation:
+    """Plays `quota` [B] whole episodes in each environment, telling `played` after each step how many episodes have
+    ended, and how many steps all environments have taken, so far."""
     n = len(quota)
     left = quota.copy()
     sums, steps = np.zeros(n, np.float64), np.zeros(n, np.int64)
     returns: list[float] = []
     lengths: list[int] = []
+    taken = 0
     while left.any():
         player.step()
         sums += np.where(player.valid, player.reward, 0.0)
         steps += player.valid
+        taken += int(player.valid.sum())
         for b in np.flatnonzero(player.ended):
             if left[b]:
                 returns.append(float(sums[b]))
                 lengths.append(int(steps[b]))
                 left[b] -= 1
-                ended()
             sums[b], steps[b] = 0.0, 0
+        played(len(returns), taken)
     return Evaluation(np.array(returns), np.array(lengths))
 
 
@@ -122,9 +131,6 @@ def quotas(episodes: int, n: int) -> np.ndarray:
 
 def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint: str) -> None:
     """Evaluates a run, prints the result and writes RUN/evaluation.json, with `video` RUN/video.mp4 too."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run} is no run: it has no config.yaml", "name a directory under runs/")
     # The run's own settings alone: variables of this shell have nothing to do with it.
@@ -144,11 +150,9 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     backend = make_backend(config.env, min(episodes, MAX_ENVS), at_least=True)
     quota = quotas(episodes, backend.num_envs)
     _same_spec(spec, backend.spec)
-    columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("episodes", total=episodes)
-            evaluation = play(Player(policy, backend, seed), quota, lambda: progress.advance(task))
+        with progress(console, episodes) as played:
+            evaluation = play(Player(policy, backend, seed), quota, played)
     finally:
         backend.close()
     report = evaluation.report()
@@ -166,6 +170,29 @@ def evaluate_run(run: Path, *, episodes: int, video: bool, seed: int, checkpoint
     if video:
         steps = write_video(policy, config, run / "video.mp4", seed)
         console.print(f"wrote {run / 'video.mp4'} ({steps} steps)", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console, episodes: int) -> Iterator[Callable[[int, int], None]]:
+    """Gives what shows `play`'s progress: a bar on a terminal, a line every LINE_S elsewhere.
+
+    Steps are shown too: those of a long game go on for minutes without an episode that ends.
+    """
+    if console.is_terminal:
+        columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task("", total=episodes)
+            yield lambda done, steps: bar.update(task, completed=done, description=f"{count(steps)} steps")
+        return
+    due = time.monotonic() + LINE_S
+
+    def line(done: int, steps: int) -> None:
+        nonlocal due
+        if (now := time.monotonic()) >= due:
+            due = now + LINE_S
+            console.print(f"evaluating: {done} of {episodes} episodes, {count(steps)} steps", highlight=False)
+
+    yield line
 
 
 def check_video(config: Config) -> None:

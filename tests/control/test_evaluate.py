@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from jobs import Job
+from rich.console import Console
 
 from common.config import CONFIGS, EnvConfig, load
 from common.errors import ConfigError
 from common.rl.policy import build_policy
 from common.service import make_context
+from services.control import evaluate
 from services.control.evaluate import Evaluation, Player, check_video, evaluate_run, play, quotas, write_video
 from services.env_server.backends import make_backend
 from services.learner_server.record import Record
@@ -70,24 +73,39 @@ def test_quotas_share_the_episodes_out() -> None:
 def test_long_episodes_count_as_often_as_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "countdown_env.py").write_text(COUNTDOWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    ended: list[int] = []
-    evaluation = play(player("countdown_env:Countdown", 3), np.array([2, 2, 2]), lambda: ended.append(1))
+    told: list[tuple[int, int]] = []
+    evaluation = play(player("countdown_env:Countdown", 3), np.array([2, 2, 2]), lambda *so_far: told.append(so_far))
     assert sorted(evaluation.returns.tolist()) == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
     assert sorted(evaluation.lengths.tolist()) == [1, 1, 2, 2, 3, 3]
-    assert len(ended) == 6
+    assert told[:2] == [(1, 3), (3, 6)]
+    assert told[-1][0] == 6
 
 
 @pytest.mark.parametrize("network", [{}, {"lstm": 4, "last_action": True}], ids=["mlp", "lstm"])
 def test_steps_that_only_reset_are_not_counted(network: dict[str, Any]) -> None:
-    evaluation = play(player("CartPole-v1", 4, **network), np.full(4, 3), lambda: None)
+    evaluation = play(player("CartPole-v1", 4, **network), np.full(4, 3), lambda *_: None)
     assert len(evaluation.returns) == 12
     assert evaluation.returns.tolist() == evaluation.lengths.tolist()
 
 
 def test_the_same_seed_plays_the_same_episodes_and_another_does_not() -> None:
-    first, second, other = (play(player("Pendulum-v1", 2, seed), np.array([1, 1]), lambda: None) for seed in (5, 5, 6))
+    first, second, other = (
+        play(player("Pendulum-v1", 2, seed), np.array([1, 1]), lambda *_: None) for seed in (5, 5, 6)
+    )
     assert first.returns.tolist() == second.returns.tolist()
     assert first.returns.tolist() != other.returns.tolist()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_long_episodes_show_that_they_go_on(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "LINE_S", 0.0)
+    out = StringIO()
+    with evaluate.progress(Console(file=out, force_terminal=terminal, width=100), 4) as played:
+        played(0, 1500)
+        played(1, 3000)
+    said = out.getvalue()
+    assert all(f"{steps} steps" in said for steps in (("3k",) if terminal else ("1.5k", "3k")))
+    assert ("1/4" if terminal else "evaluating: 1 of 4 episodes") in said
 
 
 def test_report_gives_mean_and_population_std() -> None:
