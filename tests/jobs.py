@@ -23,11 +23,14 @@ import psutil
 import yaml
 
 ROLES = ("env", "inference", "replay", "learner")
+# For what must come sooner or later. It says nothing of speed: where other work leaves a job a fifth of two cores, its
+# services take minutes to start.
+PATIENCE_S = 300.0
 # The tests' own environments must be importable by the services.
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parent)}
 
 
-async def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
+async def until(condition: Callable[[], Any], what: str, deadline_s: float = PATIENCE_S) -> Any:
     """Gives what `condition` gives as soon as it holds; fails, naming `what`, after the deadline."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):
@@ -81,8 +84,8 @@ class Service:
         found = re.findall(r"metrics on (http://\S+)/metrics", self.text())
         return found[-1] if found else None
 
-    async def ended(self, deadline_s: float = 60.0) -> int:
-        await until(lambda: self.process.poll() is not None, f"end of {self.role}:\n{self.text()[-2000:]}", deadline_s)
+    async def ended(self) -> int:
+        await until(lambda: self.process.poll() is not None, f"end of {self.role}:\n{self.text()[-2000:]}")
         return int(self.process.returncode)
 
     def kill(self) -> None:
@@ -204,8 +207,8 @@ class Job:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
-    async def ended(self, deadline_s: float = 120.0) -> int:
-        await until(lambda: self.process.poll() is not None, f"end of the job:\n{self.text()[-3000:]}", deadline_s)
+    async def ended(self) -> int:
+        await until(lambda: self.process.poll() is not None, f"end of the job:\n{self.text()[-3000:]}")
         return int(self.process.returncode)
 
 

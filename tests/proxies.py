@@ -1,9 +1,11 @@
-"""A real proxy between clients and a server, for tests of lost replies and of peers that stall."""
+"""A real proxy between clients and a server, for tests of lost replies and of peers that stall, and floods."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,20 @@ import zmq
 
 from common.codec import decode
 from common.messages import Message, Wait
+
+
+async def send_all(socket: zmq.Socket[bytes], messages: Iterable[list[Any]]) -> None:
+    """Sends messages as fast as they are taken, to a server that may run on this event loop.
+
+    Not from a thread that waits: libzmq ends the process where its socket is closed meanwhile.
+    """
+    for frames in messages:
+        while True:
+            try:
+                socket.send_multipart(frames, zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                await asyncio.sleep(0)
 
 
 class Proxy:

@@ -112,9 +112,9 @@ async def test_others_are_refused_counted_and_told(
     add_client(keys, "good")
     said: list[str | None] = []
     client = line.client(said, **who(keys, tmp_path))
-    await until(lambda: line.refused() > 0, "the refusal to be counted", 10.0)
+    await until(lambda: line.refused() > 0, "the refusal to be counted")
     assert "refused a client at tcp://127.0.0.1" in caplog.text
-    await until(lambda: any(text and text.startswith("refused by the learner-server") for text in said), "it", 10.0)
+    await until(lambda: any(text and text.startswith("refused by the learner-server") for text in said), "it")
     assert client.server_life == 0
     good = line.client([], security="curve", keys=str(keys / "good"))
     assert await good.request(GetWeights(3)) == NotModified(3)
@@ -136,7 +136,7 @@ async def test_a_list_that_cannot_be_read_lets_nobody_in_until_it_can_be(
     shutil.copy(keys / "clients", tmp_path / "kept")
     spoil(keys / "clients")
     line.client([], security="curve", keys=str(keys))
-    await until(lambda: line.refused() > 0, "the refusal", 10.0)
+    await until(lambda: line.refused() > 0, "the refusal")
     assert f"cannot read the allow-list {keys / 'clients'}" in caplog.text
     shutil.rmtree(keys / "clients", ignore_errors=True)
     shutil.copy(tmp_path / "kept", keys / "clients")
@@ -153,7 +153,7 @@ async def test_a_malformed_authentication_request_is_refused_and_the_next_is_ans
     try:
         asker.connect("inproc://zeromq.zap.01")
         asker.send_multipart(request_)
-        await until(lambda: asker.poll(0), "the verdict", 10.0)
+        await until(lambda: asker.poll(0), "the verdict")
         assert asker.recv_multipart()[2] == b"400"
     finally:
         asker.close()

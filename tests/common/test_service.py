@@ -13,7 +13,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from jobs import Service, short_dir, until, write_config
+from jobs import PATIENCE_S, Service, short_dir, until, write_config
 
 from common import service
 from common.config import load, validate
@@ -243,7 +243,7 @@ async def test_a_service_may_have_as_many_files_open_as_the_system_lets_it(tmp_p
 
 def test_a_process_with_a_wrong_setting_ends_with_exit_code_2_and_names_it() -> None:
     line = [sys.executable, "-m", "services.replay_server", "replay.max_policy_lagg=1"]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 2
     assert "unknown key replay.max_policy_lagg=1 (did you mean replay.max_policy_lag?)" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -254,7 +254,7 @@ async def test_the_first_of_several_servers_to_answer_is_enough(context: Context
         there = Server(f"ipc://{sockets}/1", lambda t: t.welcome(), net=context.config.net, metrics=context.metrics)
         clients = [connect(context, f"ipc://{sockets}/{i}", "replay", max_in_flight=1) for i in range(2)]
         try:
-            welcome = await asyncio.wait_for(first_welcome(clients), 30)
+            welcome = await asyncio.wait_for(first_welcome(clients), PATIENCE_S)
             assert welcome.life == there.life
         finally:
             for opened in (*clients, there):

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from jobs import free_port, short_dir, until
+from jobs import PATIENCE_S, free_port, short_dir, until
 from prometheus_client import CollectorRegistry
-from proxies import Proxy
+from proxies import Proxy, send_all
 
 from common.codec import Envelope, decode, encode
 from common.config import NetConfig
@@ -180,11 +179,13 @@ async def test_a_request_whose_reply_is_lost_is_sent_again_and_applied_once(benc
     with Proxy(f"{ipc}-proxy", ipc) as proxy:
         proxy.drop_reply(NotModified)
         proxy.drop_reply(Welcome)
-        client = bench.client(f"{ipc}-proxy")
+        # Seldom enough that no answer to a second sending is waited for so long: there would be a third.
+        net = NET.model_copy(update={"resend_s": 1.0, "deadline_s": 10.0})
+        client = bench.client(f"{ipc}-proxy", net=net)
         assert await client.request(ask(5)) == NotModified(5)
         assert desk.handled == [ask(5)]
         assert bench.count(client, "resent_requests_total") == 1
-        assert client._resend_s == NET.resend_s, "what was lost says nothing of how long answers take"
+        assert client._resend_s == net.resend_s, "what was lost says nothing of how long answers take"
         assert proxy.dropped == {"NotModified": 1, "Welcome": 1}
         assert proxy.requests["Sample"] == 2
 
@@ -483,8 +484,8 @@ async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_r
         since = time.monotonic()
         request = asyncio.create_task(client.request(ask(6)))
         text = f"no answer from the replay-server at {ipc}-proxy to Sample for 0 s"
-        await until(lambda: text.replace(" 0 s", "") in str(heard[-1]), "the report", deadline_s=10)
-        assert 0.5 <= time.monotonic() - since < 2.0
+        await until(lambda: text.replace(" 0 s", "") in str(heard[-1]), "the report")
+        assert time.monotonic() - since >= NET.deadline_s
         assert bench.count(client, "stalled_peers_total") == 1
         assert not request.done()
         proxy.resume()
@@ -535,7 +536,8 @@ async def test_the_time_in_which_a_client_itself_was_stopped_is_no_silence_of_it
             went_on = time.monotonic()
             await until(lambda: process.poll() is not None or time.monotonic() > went_on + 1.0, "its first ticks")
             desk.parked[0].reply(NotModified(1))
-            assert (await asyncio.to_thread(process.communicate, timeout=10))[0].decode().strip() == f"{NotModified(1)}"
+            said, _ = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
+            assert said.decode().strip() == f"{NotModified(1)}"
         finally:
             process.kill()
 
@@ -863,15 +865,7 @@ async def test_a_server_survives_100_000_random_multiparts(bench: Bench, ipc: st
         lives = [new_life() for _ in range(200)]
         for i, life in enumerate(lives, 1):
             await raw.greet(Hello(PROTOCOL, "env", f"env-{i}", life))
-
-        def send() -> None:
-            for frames in itertools.islice(garbage(1, lives, server.life), 100_000):
-                raw.socket.send_multipart(frames)
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        await until(lambda: not thread.is_alive(), "all are sent")
-        thread.join()
+        await send_all(raw.socket, itertools.islice(garbage(1, lives, server.life), 100_000))
         assert await client.request(ask(9)) == NotModified(9)
     await until(lambda: not server._connections - 1, "all of it is read")
     assert bench.count(server, "errors_total", code="protocol") > 30_000

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jobs import PATIENCE_S
 
 from benchmarks import __main__ as page
 from benchmarks import memory, replay
@@ -61,7 +62,7 @@ page.main()
 
 
 def test_a_section_after_one_that_had_a_socket_has_room_for_all_connections() -> None:
-    ran = subprocess.run([sys.executable, "-c", SECTIONS], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", SECTIONS], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.stdout.splitlines() == ["first …", "second …", "1026 sockets"], ran.stderr
 
 

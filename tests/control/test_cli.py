@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import PATIENCE_S
 
 from common.config import CONFIGS, load
 from common.errors import ConfigError
@@ -19,7 +20,11 @@ ROOT = CONFIGS.parent
 
 def headrace(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "services.control.cli", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "services.control.cli", *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import PATIENCE_S
 
 from common.config import CONFIGS
 
@@ -18,7 +19,9 @@ def headrace(*argv: str, without: str = "", path: str = "") -> subprocess.Comple
     """Runs the command line as if the package `without` were not installed, with `path` before all others."""
     program = f"import sys; sys.modules.update(dict.fromkeys({without.split()!r})); sys.argv = {['headrace', *argv]!r}"
     program += f"; sys.path[:0] = {[path, str(ROOT)]!r}; from services.control.entry import main; main()"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=os.environ)
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ
+    )
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("tensorboard", "train"), ("rich", "cli")])

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs import PATIENCE_S
 
 from common.config import Config, NetConfig
 from common.errors import ConfigError, HeadraceError
 from services.control.board import Board
 from services.control.compose import Plan, Process, private_dir
-from services.control.engines.local import KILLED, LocalEngine
+from services.control.engines.local import DRAIN_S, KILLED, LocalEngine
 
 FOREVER = "import time\nwhile True: time.sleep(60)"
 DRAINS = """
@@ -27,7 +28,7 @@ def drain(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, drain)
 pathlib.Path({ready!r}).touch()
-while True: time.sleep(60)
+while True: time.sleep(0.05)  # Python may take a signal just before a sleep begins, and act on it after
 """
 STUBBORN = """
 import pathlib, signal, time
@@ -66,7 +67,7 @@ def left_behind(plan: Plan) -> list[psutil.Process]:
     return found
 
 
-async def until(condition: Callable[[], object], what: str, deadline_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], what: str, deadline_s: float = PATIENCE_S) -> None:
     """Waits for something another process does."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -101,6 +102,7 @@ async def test_a_killed_process_is_restarted_and_the_rest_is_not(tmp_path: Path)
     job = asyncio.create_task(engine.run())
     await until((tmp_path / "r").exists, "the learner starts")
     env, learner = board.processes["env-0"], board.processes["learner"]
+    await until(lambda: env.pid, "env-0 starts")  # before, its pid is 0: that of this process's own group
     first, learner_pid = env.pid, learner.pid
     os.kill(first, signal.SIGKILL)
     await until(lambda: env.life == 2, "env-0 starts again")
@@ -194,7 +196,7 @@ async def test_ctrl_c_twice_ends_a_stubborn_job_at_once_with_130(tmp_path: Path)
     os.kill(os.getpid(), signal.SIGINT)
     await until(lambda: any("Ctrl-C stops at once" in text for text in board.notices), "the first Ctrl-C is said aloud")
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(job, 5.0) == KILLED
+    assert await asyncio.wait_for(job, DRAIN_S / 2) == KILLED
     nothing_left(plan)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from full_disk import files_of_at_most
+from jobs import PATIENCE_S
 
 from common.config import load
 from common.errors import ConfigError, HeadraceError
@@ -137,7 +138,7 @@ async def test_the_first_update_begins_a_job(tmp_path: Path, old_run: dict[str, 
 
     board = Board({"learner": ProcessState("learner", "learner", "running")})
     with RunDir(tmp_path, config) as run:
-        assert await asyncio.wait_for(_run(config, run, Engine(), board, source), 60) == 0
+        assert await asyncio.wait_for(_run(config, run, Engine(), board, source), PATIENCE_S) == 0
 
 
 def test_a_resume_that_ends_before_it_was_seen_to_begin_keeps_its_settings(

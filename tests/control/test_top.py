@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from jobs import ENVIRON, Job, until
+from jobs import ENVIRON, PATIENCE_S, Job, until
 from rich.console import Console
 
 from common.config import Config, StopConfig
@@ -124,7 +124,7 @@ async def test_watching_ends_when_the_job_is_gone(tmp_path: Path) -> None:
         watching = asyncio.create_task(watch(announced(tmp_path), Console(file=out, width=200), asyncio.Event()))
         await until(lambda: "steps 1.23k" in out.getvalue(), "a line of figures")
         (tmp_path / "learner.url").unlink()
-        assert await asyncio.wait_for(watching, 8) == 0
+        assert await asyncio.wait_for(watching, PATIENCE_S) == 0
     assert "goal return 475, at most 120k steps" in out.getvalue()
     assert out.getvalue().endswith("the job has ended: none of its services answers any more\n")
 
@@ -142,7 +142,7 @@ def top(*argv: str) -> subprocess.Popen[str]:
 async def test_a_real_job_is_shown_until_ctrl_c(tmp_path: Path) -> None:
     overrides = ["stop.episode_return=null", "stop.steps=0", "stop.seconds=100"]
     with Job(Path("configs/cartpole_ppo.yaml").resolve(), tmp_path / "job", overrides) as job:
-        await until(lambda: job.updates() > 3, "updates", 60)
+        await until(lambda: job.updates() > 3, "updates")
         logs = [path.read_text() for path in (tmp_path / "job" / "logs").iterdir()]
         urls = [text.partition("metrics on ")[2].split("/metrics")[0] for text in logs]
         watcher = top("--targets", ",".join(urls))
@@ -151,7 +151,7 @@ async def test_a_real_job_is_shown_until_ctrl_c(tmp_path: Path) -> None:
             said = [await asyncio.to_thread(watcher.stdout.readline) for _ in range(3)]
         finally:
             watcher.send_signal(signal.SIGINT)
-            assert await asyncio.to_thread(watcher.wait, 20) == 0
+            assert await asyncio.to_thread(watcher.wait, PATIENCE_S) == 0
             watcher.stdout.close()
     assert said[0] == f"headrace ppo · CartPole-v1  run {tmp_path / 'job'}\n"
     assert said[1] == "goal 1 min 40 s\n"
@@ -159,7 +159,10 @@ async def test_a_real_job_is_shown_until_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_silent_targets_are_named() -> None:
-    watcher = top("--targets", "http://127.0.0.1:9")
-    out, _ = watcher.communicate(timeout=30)
+    with top("--targets", "http://127.0.0.1:9") as watcher:
+        try:
+            out, _ = watcher.communicate(timeout=PATIENCE_S)
+        finally:
+            watcher.kill()
     assert watcher.returncode == 1
     assert out.startswith("error: nothing answers at http://127.0.0.1:9\nremedy: ")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs import PATIENCE_S
 from rich.console import Console
 
 from common.config import CONFIGS, load
@@ -194,7 +195,7 @@ async def test_a_measurement_does_not_outlast_the_time_that_is_given() -> None:
             tuning.search.rates[COLD] = [0.0] * 10_000
             tuning.seconds, tuning.began = 600.0, time.monotonic() - 59.5
 
-    await asyncio.wait_for(tune(tuning, Late()), 90)
+    await asyncio.wait_for(tune(tuning, Late()), PATIENCE_S)
     assert len(tuning.search.rates[point_of(config)]) == 1
 
 
@@ -264,25 +265,28 @@ async def test_a_job_that_makes_no_step_while_it_is_measured_is_an_error_that_sa
 def test_ctrl_c_writes_the_best_so_far_and_leaves_no_process(tmp_path: Path) -> None:
     null = ("env.id=headrace/Null-v0", "env.kwargs={step_s: 0.0005, sleep: true}", "env.envs=4")
     output = tmp_path / "tuned.yaml"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*COMMAND, *null, "--minutes", "5", "--seconds", "0.3", "--output", str(output)],
         cwd=CONFIGS.parent,
         env={key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    assert "steps/s  env 1 x 2 groups of 4" in first, first
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert "steps/s  env 1 x 2 groups of 4" in first, first
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert family
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
     assert process.returncode == 0, out
     assert f"train with: headrace train {output}" in out
     assert load(output, (), {}).env.id == "headrace/Null-v0"
-    _, left = psutil.wait_procs(family, timeout=5)
+    _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not left
 
 
@@ -292,7 +296,7 @@ def test_a_directory_that_is_not_there_is_named_before_anything_is_measured(tmp_
         cwd=CONFIGS.parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 2
     assert "there is no directory" in done.stderr

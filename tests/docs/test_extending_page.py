@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = dict(
@@ -37,7 +38,7 @@ def headrace(job: Path, title: str, *more: str) -> str:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
     environ = kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}{job}", "COLUMNS": "200"}
     command = [sys.executable, "-m", "services.control.cli", *arguments, *more]
-    ran = subprocess.run(command, cwd=job, env=environ, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, cwd=job, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Warning" not in ran.stderr
     return ran.stdout

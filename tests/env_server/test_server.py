@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from jobs import short_dir
+from jobs import PATIENCE_S, short_dir
 
 from common.config import validate
 from common.messages import Act, Hello
@@ -32,7 +32,7 @@ async def first_act(life_number: int) -> Act:
         addresses = (*config.net.act, *config.net.experience)
         servers = [Server(address, handle, net=config.net, metrics=context.metrics) for address in addresses]
         running = asyncio.create_task(run(context))
-        act = await asyncio.wait_for(asked, 60.0)
+        act = await asyncio.wait_for(asked, PATIENCE_S)
         context.stopping.set()
         await running
         for server in servers:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from acting import served
-from jobs import until
+from jobs import PATIENCE_S, until
 
 from common.errors import RemoteError
 from common.messages import Act, Weights
@@ -75,7 +75,7 @@ async def test_a_real_server_answers_with_versions_that_are_as_old_as_asked(behi
             peers.learner.publish(replace(peers.first, version=make_version(1, updates)))
             # It asks for the next version once it has taken this one.
             await until(lambda: peers.learner._parked, "a question for newer weights")
-            reply = await asyncio.wait_for(peers.env.request(Act(0, 2, step, 0, ACT)), 10)
+            reply = await asyncio.wait_for(peers.env.request(Act(0, 2, step, 0, ACT)), PATIENCE_S)
             versions.append(reply.version)
     assert versions == [make_version(1, updates) for updates in expected]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from acting import served
+from jobs import PATIENCE_S
 
 from common.config import validate
 from common.messages import Act
@@ -43,7 +44,7 @@ async def test_a_real_server_measures_at_its_first_pass_unless_a_job_must_repeat
     async with served({"network": network, **lagging}, SPEC) as peers:
         peers.learner.publish(peers.first)
         for step, rows in enumerate((6, 3)):
-            await asyncio.wait_for(peers.env.request(Act(0, rows, step, 0, seen(rows))), 60)
+            await asyncio.wait_for(peers.env.request(Act(0, rows, step, 0, seen(rows))), PATIENCE_S)
     assert [bool(said.match(message)) for message in measured(caplog)] == ([True] if lag else [])
 
 

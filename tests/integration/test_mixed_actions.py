@@ -42,7 +42,7 @@ async def test_a_job_on_a_masked_dict_of_actions_ends_and_its_checkpoint_plays(
 ) -> None:
     config = write_config(tmp_path / "config.yaml", {**TREE, **overlay})
     with Job(config, tmp_path / "run", ["--engine", "inline"]) as job:
-        assert await job.ended(deadline_s=150) == 0, job.text()
+        assert await job.ended() == 0, job.text()
         assert job.result()["outcome"] == "steps"
     with (job.run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))

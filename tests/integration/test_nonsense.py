@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import random
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import zmq
 from jobs import short_dir, until
+from proxies import send_all
 
 from common.codec import Envelope, decode, encode
 from common.config import Config, validate
@@ -289,21 +289,13 @@ async def flood(address: str, server: Server, role: str) -> None:
     raw.linger = 0
     raw.connect(address)
     lives = [new_life() for _ in range(50)]
-
-    def send() -> None:
-        for frames in itertools.islice(garbage(3, lives, server.life), MULTIPARTS):
-            raw.send_multipart(frames)
-
     try:
         for i, life in enumerate(lives):
             raw.send_multipart(encode(hello(role, f"stranger-{i}", life=life), Envelope(0, life, 0, 0)))
             await until(lambda: raw.poll(0), "Welcome")
             assert isinstance(decode(raw.recv_multipart())[0], Welcome)
-        thread = threading.Thread(target=send)
-        thread.start()
-        await until(lambda: not thread.is_alive(), "all is sent")
-        thread.join()
-        raw.send_multipart(encode(hello(role, "last", life=80), Envelope(0, 80, 0, 0)))
+        await send_all(raw, itertools.islice(garbage(3, lives, server.life), MULTIPARTS))
+        await send_all(raw, [encode(hello(role, "last", life=80), Envelope(0, 80, 0, 0))])
         await until(lambda: 80 in server._peers, "all is read")
     finally:
         raw.close()

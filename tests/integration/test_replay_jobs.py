@@ -96,7 +96,7 @@ async def test_a_job_goes_on_with_the_other_shard_while_one_is_away(tmp_path: Pa
         away = job.pids()["replay"]
         os.kill(away, signal.SIGSTOP)
         updates = job.updates()
-        await until(lambda: job.updates() > updates + 200, "updates from the shard that is left", 90.0)
+        await until(lambda: job.updates() > updates + 200, "updates from the shard that is left")
         os.kill(away, signal.SIGCONT)
         job.interrupt()
         assert await job.ended() in (0, 130), job.text()
@@ -112,7 +112,7 @@ async def test_a_job_goes_on_while_the_env_server_of_one_shard_is_away(tmp_path:
         os.kill(away, signal.SIGSTOP)
         # By then the limiter of the shard without inserts holds draws back.
         updates = job.updates() + 2 * BUFFER // BATCH
-        await until(lambda: job.updates() > updates + 200, "updates from the shard that is left", 90.0)
+        await until(lambda: job.updates() > updates + 200, "updates from the shard that is left")
         assert "gave nothing of 'experience' for 1 s" in (job.run_dir / "logs" / "learner.log").read_text()
         os.kill(away, signal.SIGCONT)
         job.interrupt()

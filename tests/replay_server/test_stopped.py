@@ -7,7 +7,7 @@ import signal
 import time
 
 import numpy as np
-from jobs import Service, short_dir, until, write_config
+from jobs import PATIENCE_S, Service, short_dir, until, write_config
 from streams import World
 
 from common.config import load
@@ -58,7 +58,7 @@ async def test_the_time_in_which_a_replay_server_was_stopped_makes_no_group_late
             second = insert(1)
             await asyncio.sleep(0)
             service.process.send_signal(signal.SIGCONT)
-            batch = await asyncio.wait_for(sample, 60)
+            batch = await asyncio.wait_for(sample, PATIENCE_S)
             assert isinstance(batch, Batch)
             assert (batch.unrolls, batch.missing) == (2, ())
             for task in (first, second):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from jobs import PATIENCE_S
 
 from common.errors import ConfigError
 from common.rl.registry import ALGORITHMS, algorithm_class
@@ -29,5 +30,7 @@ def test_a_path_that_leads_nowhere_is_named() -> None:
 
 def test_no_algorithm_is_imported_before_it_is_asked_for() -> None:
     program = "import sys, common.rl.registry; print([m for m in sys.modules if m == 'torch' or 'algorithms' in m])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert done.stdout.strip() == "[]"
