@@ -253,14 +253,14 @@ class Config(Section):
             raise ConfigError(text, f"set it to {streams}, or env.groups to {-(-n // self.env.servers)}")
         if self.learner.replayed.table:
             self._check_mix()
-        if self.inference.hold_back and tables[self.learner.table].kind == "fifo":
-            self._check_hold_back()
         table, batch = tables[self.learner.table], self.learner.batch
         if table.kind == "fifo" and (n := self.learner.per_request) > 1:
             raise ConfigError(f"learner.per_request={n}: a fifo table has nothing to draw", "set it to 1")
         if self.synchronous:
             self._check_synchronous()
             return self
+        if self.inference.hold_back and table.kind == "fifo":
+            self._check_hold_back()
         if not 1 <= batch <= table.capacity:
             what = "unrolls" if table.kind == "fifo" else "transitions"
             text = f"learner.batch={batch} is no number of {what} to draw from table {self.learner.table!r}"
@@ -268,10 +268,11 @@ class Config(Section):
         return self
 
     def _check_synchronous(self) -> None:
-        for key, n in (("learner.publish_every", self.learner.publish_every), ("replay.servers", self.replay.servers)):
-            if n > 1:
+        own = (("learner.publish_every", self.learner.publish_every, 1), ("replay.servers", self.replay.servers, 1))
+        for key, n, most in (*own, ("inference.hold_back", self.inference.hold_back, 0)):
+            if n > most:
                 text = f"{key}={n}: at replay.max_policy_lag=0 acting waits for each version, trained from one table"
-                raise ConfigError(text, "set it to 1, or replay.max_policy_lag above 0")
+                raise ConfigError(text, f"set it to {most}, or replay.max_policy_lag above 0")
         if self.learner.batch:
             text = f"learner.batch={self.learner.batch} has no meaning at replay.max_policy_lag=0"
             raise ConfigError(text, "leave it 0: a synchronous batch is one unroll from each group")
@@ -328,8 +329,7 @@ def validate(tree: Mapping[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
-        key = ".".join(path)
+        key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown key {key}={first['input']!r}", nearest(key, known_keys())) from None
         raise ConfigError(f"{key}={first['input']!r}: {first['msg']}", f"see docs/configuration.md for {key}") from None

@@ -48,6 +48,13 @@ class Batch:
         """The number of valid steps."""
         return self.reward.numel() if self.valid is None else int(self.valid.sum())
 
+    def online_steps(self) -> Tensor | None:
+        """Gives the valid steps of online columns, [T, B]; None where they are all."""
+        if self.online is None:
+            return self.valid
+        columns = self.online.expand(self.reward.shape)
+        return columns if self.valid is None else columns & self.valid
+
     def acted_on(self) -> dict[str, Tensor]:
         """Gives the observation before each step, [T * B, ...] each: all rows but the last."""
         return {name: x[:-1].flatten(0, 1) for name, x in self.observation.items()}

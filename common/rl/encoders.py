@@ -83,8 +83,14 @@ def _layers(name: str, channels: int) -> tuple[list[nn.Module], int]:
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:
-    """Says whether an image of this shape is [H, W, C] rather than [C, H, W]."""
-    return shape[-1] < shape[0]
+    """Says whether an image of this shape is [H, W, C] rather than [C, H, W].
+
+    Where two neighbours alone are equal they are H and W. Else the fewer are the channels, the last if as many.
+    """
+    first, second, third = shape
+    if (first == second) != (second == third):
+        return first == second
+    return third <= first
 
 
 def convolution(name: str, spec: ArraySpec) -> nn.Sequential:
@@ -93,11 +99,18 @@ def convolution(name: str, spec: ArraySpec) -> nn.Sequential:
     channels = spec.shape[-1] if last else spec.shape[0]
     height, width = spec.shape[:2] if last else spec.shape[1:]
     layers, features = _layers(name, channels)
-    body = nn.Sequential(*layers, nn.Flatten())
+    flat = _outputs(layers, channels, height, width)
+    if not flat:
+        others = [n for n in CONVOLUTIONS if _outputs(_layers(n, channels)[0], channels, height, width)]
+        message = f"network.name: {name!r} cannot take observation {spec.name!r} of shape {spec.shape}"
+        raise ConfigError(message, f"choose {', '.join([*others, 'mlp'])}, or resize the observation")
+    return nn.Sequential(*layers, nn.Flatten(), orthogonal(nn.Linear(flat, features)), nn.ReLU())
+
+
+def _outputs(layers: list[nn.Module], channels: int, height: int, width: int) -> int:
+    """Gives how many numbers come out of layers for an image; 0 where it is too small for them."""
     try:
         with torch.no_grad():
-            flat = body(torch.zeros(1, channels, height, width)).shape[1]
-    except RuntimeError as error:
-        message = f"network.name: {name!r} cannot take observation {spec.name!r} of shape {spec.shape}"
-        raise ConfigError(message, "choose mlp, or resize the observation") from error
-    return body.extend([orthogonal(nn.Linear(flat, features)), nn.ReLU()])
+            return int(nn.Sequential(*layers)(torch.zeros(1, channels, height, width)).numel())
+    except RuntimeError:
+        return 0

@@ -221,6 +221,20 @@ class Inputs(nn.Module):
             self.normalizer.fold(flat if valid is None else flat[valid.flatten()])
 
 
+def _built(path: str, spec: ArraySpec) -> nn.Module:
+    """Calls one's own `package.module:attr` with an image's spec; a ConfigError says what is wrong with it."""
+    make = load_attribute(path, "network.name")
+    try:
+        module = make(spec)
+    # What would be raised again in the learner's next life.
+    except (TypeError, ValueError, LookupError, AssertionError, AttributeError, NameError) as error:
+        text = f"network.name={path!r} raises {type(error).__name__} for observation {spec.name!r}: {error}"
+        raise ConfigError(text, "mend it: it is called with an ArraySpec") from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"network.name={path!r} gives a {type(module).__name__}", "return a torch.nn.Module")
+    return module
+
+
 class Trunk(nn.Module):
     """One encoder per input, their outputs concatenated: [N, features].
 
@@ -233,7 +247,7 @@ class Trunk(nn.Module):
         for spec in inputs.images:
             name = _encoder_of(spec, config).name
             custom = ":" in name
-            encoders.append(load_attribute(name, "network.name")(spec) if custom else convolution(name, spec))
+            encoders.append(_built(name, spec) if custom else convolution(name, spec))
         for width, settings in zip(inputs.widths, inputs.settings, strict=True):
             encoders.append(MLP(width, settings.hidden, settings.activation))
         self.encoders = nn.ModuleList(encoders)

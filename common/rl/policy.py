@@ -219,9 +219,9 @@ class Policy(Actor):
     def fold(self, batch: Batch) -> None:
         """Merges the observations of a trained batch's valid steps into the normaliser; call it after the update.
 
-        Never before: a batch must be trained under the statistics it was acted with.
+        Never before: a batch must be trained under the statistics it was acted with. A replayed column has been merged.
         """
-        self.inputs.fold(batch.acted_on(), batch.valid)
+        self.inputs.fold(batch.acted_on(), batch.online_steps())
 
     def fold_targets(self, target: Tensor, mask: Tensor | None) -> None:
         """Merges a trained batch's value targets [T, B] into PopArt's statistics, if it is on; values stay as they are.

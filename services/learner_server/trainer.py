@@ -12,12 +12,13 @@ from common.config import Config
 from common.errors import HeadraceError, ProtocolError
 from common.messages import Weights
 from common.rl import ranks
-from common.rl.actor import load_policy, pack_weights, weights_layout
+from common.rl.actor import pack_weights, weights_layout
 from common.rl.algorithms.base import NonFiniteUpdate, OptimizerConfig
 from common.rl.batch import Batch, to_batch
 from common.rl.registry import named_algorithm
 from common.rl.replayed import Transitions, to_transitions
 from common.rl.requirements import check_batch, check_job
+from common.rl.restore import restore
 from common.rl.stacks import stack
 from common.rl.transfer import device_of
 from common.types import Arrays, EnvSpec, make_version, show_version
@@ -146,8 +147,7 @@ class Trainer:
             scalars = self.algorithm.learn(batch, progress)
         finally:
             torch.set_flush_denormal(False)
-        errors = self.algorithm.priorities
-        priorities = None if errors is None else errors.cpu().numpy()
+        priorities = None if (errors := self.algorithm.priorities) is None else errors.cpu().numpy()
         self.updates += 1
         return Update(scalars, ranks.count(batch.steps), float(lag.mean()), int(lag.max()), priorities)
 
@@ -174,12 +174,12 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Gives all that a resume needs: nested dicts of tensors and scalars."""
         return {
+            "layout": self.layout,
             "policy": dict(self.policy.state_dict()),
             "algorithm": self.algorithm.state_dict(),
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_policy(self.policy, state["policy"])
-        self.algorithm.load_state_dict(state["algorithm"])
+        restore(state, self.layout, self.policy, self.algorithm)
         self.updates = int(state["updates"])

@@ -216,7 +216,7 @@ DEADLOCKS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"inference": {"hold_back": 1}},
-        r"inference\.hold_back=1 would deadlock at replay\.max_policy_lag=0.*set replay\.max_policy_lag to 67 or more",
+        r"inference\.hold_back=1: at replay\.max_policy_lag=0 acting waits for each.*set it to 0, or replay",
     ),
     (
         {"inference": {"hold_back": 50}, "replay": {"max_policy_lag": 67}, "learner": {"batch": 4}},

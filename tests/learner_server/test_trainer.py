@@ -402,9 +402,47 @@ def test_a_device_that_is_not_there_is_an_error_that_names_the_setting() -> None
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_what_differs() -> None:
-    other = trainer(network={"name": "mlp", "hidden": [16]})
+    other = trainer(network={"name": "mlp", "hidden": [16]}).state_dict()
+    words = r"network\.hidden=\[8\]: the checkpoint was trained with \[16\] \(use the settings"
+    with pytest.raises(ConfigError, match=words):
+        trainer().load_state_dict(other)
+    del other["layout"]  # as checkpoints of before were
     with pytest.raises(ConfigError, match=r"the checkpoint is of another network .*size mismatch"):
-        trainer().load_state_dict(other.state_dict())
+        trainer().load_state_dict(other)
+
+
+SEPARATE = {"name": "mlp", "hidden": [8]}
+
+
+def test_a_checkpoint_of_another_network_of_the_same_shapes_is_refused_but_not_one_for_other_hardware() -> None:
+    trained = trainer(network=SEPARATE).state_dict()
+    with pytest.raises(ConfigError, match=r"network\.activation='relu': the checkpoint was trained with 'tanh'"):
+        trainer(network={**SEPARATE, "activation": "relu"}).load_state_dict(trained)
+    same = trainer(network={**SEPARATE, "activation": "tanh", "bf16": True, "compile": True, "channels_last": False})
+    same.load_state_dict(trained)
+    assert packed(same) == packed(trainer(network=SEPARATE))
+
+
+@pytest.mark.parametrize(
+    ("trained", "resumed", "why"),
+    [
+        ({"name": "ppo"}, {"name": "ppo", "curiosity": {}}, "it has no 'curiosity'"),
+        ({"name": "a2c"}, {"name": "ppo"}, "it has no 'generator'"),
+        ({"name": "ppo", "curiosity": {"hidden": 8}}, {"name": "ppo", "curiosity": {"hidden": 16}}, "size of tensor"),
+        (
+            {"name": "ppo", "curiosity": {}},
+            {"name": "ppo", "curiosity": {"network": {"normalize_observations": True}}},
+            "normalizer",
+        ),
+    ],
+    ids=["curiosity", "algorithm", "width", "normalizer"],
+)
+def test_a_checkpoint_of_another_algorithm_is_refused_with_what_differs(
+    trained: dict[str, Any], resumed: dict[str, Any], why: str
+) -> None:
+    state = trainer(algorithm=trained).state_dict()
+    with pytest.raises(ConfigError, match=rf"of another algorithm than `algorithm:` .*{why}.*use the settings"):
+        trainer(algorithm=resumed).load_state_dict(state)
 
 
 def test_a_batch_of_more_unrolls_than_a_message_can_name_is_refused_and_a_smaller_one_can_be_sent() -> None:

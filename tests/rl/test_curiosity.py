@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from common.errors import ConfigError
 from common.rl.actor import pack_weights
 from common.rl.algorithms.base import OptimizerConfig
 from common.rl.algorithms.curiosity import Curiosity, CuriosityConfig
@@ -38,6 +39,11 @@ def wheel(seed: int, known: bool = True, steps: int = 32, columns: int = 8) -> A
         "terminated": no,
         "truncated": no.copy(),
     }
+
+
+def test_a_wrong_encoder_is_named_as_curiositys_own(cartpole: EnvSpec) -> None:
+    with pytest.raises(ConfigError, match=r"^algorithm\.curiosity\.network\.name: there is no 'nope'"):
+        curiosity(cartpole, network={"name": "nope"})
 
 
 def test_what_was_not_to_be_foretold_is_rewarding(cartpole: EnvSpec) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.rl.encoders import MLP, Residual, convolution
+from common.rl.encoders import MLP, Residual, channels_last, convolution
 from common.types import ArraySpec
 
 
@@ -26,6 +26,23 @@ from common.types import ArraySpec
 def test_a_convolution_has_the_weights_of_its_paper(name: str, weights: int) -> None:
     network = convolution(name, ArraySpec("obs", "|u1", (4, 84, 84)))
     assert sum(p.numel() for p in network.parameters()) == weights
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ((84, 84, 4), True),
+        ((4, 84, 84), False),
+        ((210, 160, 3), True),
+        ((3, 210, 160), False),
+        ((10, 10, 10), True),  # MinAtar's Seaquest
+        ((12, 10, 10), False),
+        ((10, 10, 12), True),
+        ((3, 5, 3), True),
+    ],
+)
+def test_the_side_that_is_unlike_the_others_is_the_channels(shape: tuple[int, ...], last: bool) -> None:
+    assert channels_last(shape) == last
 
 
 def test_a_residual_block_adds_to_what_came_in() -> None:

@@ -218,6 +218,16 @@ def test_the_entropy_is_that_of_online_columns(arrays: Arrays, cartpole: EnvSpec
     assert laser.learn(mixed, 0.0)["entropy"] == pytest.approx(entropy, rel=1e-5)
 
 
+def test_only_online_columns_join_the_statistics_of_observations(arrays: Arrays, cartpole: EnvSpec) -> None:
+    online = np.array([True, False, True, True, False, True])
+    policy, laser = make(LASER, cartpole, network={"normalize_observations": True})
+    laser.learn(to_batch({**off_policy(arrays), "online": online}, CPU), 0.0)
+    seen = arrays["observation.obs"][:-1, online]
+    moments = policy.inputs.normalizer.moments
+    assert moments.count.item() == pytest.approx(12 * 4)
+    np.testing.assert_allclose(moments.mean, seen.reshape(-1, 4).mean(0), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("network", [{}, {"popart": True}])
 def test_a_batch_of_which_nothing_may_be_learned_changes_nothing(
     network: dict[str, Any], arrays: Arrays, cartpole: EnvSpec

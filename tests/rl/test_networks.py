@@ -72,8 +72,9 @@ def test_images_become_channels_first_between_zero_and_one() -> None:
 
 def test_an_image_too_small_for_the_network_is_a_config_error() -> None:
     config = read_network({"name": "nature_cnn"})
-    with pytest.raises(ConfigError, match=re.escape("'pixels' of shape (10, 10, 3)")):
+    with pytest.raises(ConfigError, match=re.escape("'pixels' of shape (10, 10, 3)")) as caught:
         Trunk(Inputs((ArraySpec("pixels", "|u1", (10, 10, 3)),), config), config)
+    assert caught.value.remedy == "choose minatar_cnn, impala_resnet, mlp, or resize the observation"
 
 
 def test_a_module_of_ones_own_encodes_each_observation() -> None:
@@ -88,6 +89,19 @@ def test_a_module_of_ones_own_encodes_each_observation() -> None:
 def test_a_module_that_cannot_be_loaded_is_a_config_error() -> None:
     config = read_network({"name": "torch.nn:Idenity"})
     with pytest.raises(ConfigError, match=r"network\.name: 'torch\.nn:Idenity'"):
+        Trunk(Inputs((ArraySpec("obs", "<f4", (2,)),), config), config)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("os:getcwd", r"network\.name='os:getcwd' raises TypeError for observation 'obs': .*takes no arguments"),
+        ("builtins:str", r"network\.name='builtins:str' gives a str \(return a torch\.nn\.Module"),
+    ],
+)
+def test_a_module_that_cannot_be_made_is_a_config_error(path: str, words: str) -> None:
+    config = read_network({"name": path})
+    with pytest.raises(ConfigError, match=words):
         Trunk(Inputs((ArraySpec("obs", "<f4", (2,)),), config), config)
 
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from common.errors import ConfigError
 from common.rl import ranks
 from common.rl.algorithms.base import FlatOptimizer, OptimizerConfig
 from common.rl.batch import Batch, padded
@@ -82,7 +83,10 @@ class Curiosity:
         self._config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._models = _Models(config, env).to(device)
+            try:
+                self._models = _Models(config, env).to(device)
+            except ConfigError as error:  # which speaks of the section `network`
+                raise ConfigError(f"algorithm.curiosity.{error.message}", error.remedy) from error
         self._optimizer = FlatOptimizer(OptimizerConfig(lr=config.lr, max_grad_norm=10.0), self._models)
 
     def learn(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +101,7 @@ class Curiosity:
         inverse_loss = -masked_mean(told.log_prob(batch.action), known)
         loss = (1.0 - share) * inverse_loss + share * forward_loss
         norm = self._optimizer.step(loss, self._config.lr, ranks.weight(error, known))
-        models.inputs.fold(batch.acted_on(), batch.valid)
+        models.inputs.fold(batch.acted_on(), batch.online_steps())
         # Not by a product: what is not known may be anything.
         intrinsic = torch.where(known, self._config.weight * error.detach(), 0.0)
         metrics = {"intrinsic_reward": masked_mean(intrinsic, known), "inverse_loss": inverse_loss}

@@ -100,7 +100,7 @@ class _VTraceActorCritic:
         normalized = core.policy.normalized
         weight = normalized(value + traced.advantage) - normalized(value)
         error = normalized(outputs.values[:-1]) - normalized(traced.target)
-        online = _online(batch)
+        online = batch.online_steps()
         # The ranks' gradients are averaged, whose columns are equally many: of a sum each must give its own times them.
         scale = float(ranks.size()) if config.sum_over_batch else 1.0 / batch.reward.shape[1]
         policy_loss = -scale * losses.masked_sum(log_prob * weight, mask)
@@ -114,14 +114,6 @@ class _VTraceActorCritic:
         metrics["clipped"] = losses.masked_mean((log_ratio > math.log(config.rho)).float(), mask)
         metrics["explained_variance"] = losses.explained_variance(value, traced.target, mask)
         return traced.target, mask, {**metrics, **measured, **explored}
-
-
-def _online(batch: Batch) -> Tensor | None:
-    """Gives the valid steps of online columns, [T, B]; None where they are all."""
-    if batch.online is None:
-        return batch.valid
-    columns = batch.online.expand(batch.reward.shape)
-    return columns if batch.valid is None else columns & batch.valid
 
 
 class IMPALA:
