@@ -116,7 +116,7 @@ class Stack:
         """Updates that the learner's present life has done: it counts from 0, whatever it resumes from."""
         return self.metric(self.container("learner-server"), "headrace_learner_updates_total")
 
-    async def trains(self, deadline_s: float = 60.0) -> None:
+    async def trains(self) -> None:
         """Returns when the learner has gone on by several updates from now; fails after the deadline."""
         before = self.updates()
 
@@ -124,22 +124,22 @@ class Stack:
             now = self.updates()
             return now >= before + 5 or 5 <= now < before
 
-        await self._until(has_moved, "five more updates", deadline_s)
+        await self._until(has_moved, "five more updates")
 
-    async def ends(self, deadline_s: float = 60.0) -> None:
+    async def ends(self) -> None:
         """Returns when every container has exited."""
-        await self._until(lambda: all(state(c)[0] == "exited" for c in self.containers()), "the job's end", deadline_s)
+        await self._until(lambda: all(state(c)[0] == "exited" for c in self.containers()), "the job's end")
 
-    async def _until(self, condition: Callable[[], bool], what: str, deadline_s: float) -> None:
+    async def _until(self, condition: Callable[[], bool], what: str) -> None:
         try:
-            await until(condition, what, deadline_s)
+            await until(condition, what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    async def healthy(self, services: Sequence[str] = JOB, deadline_s: float = 90.0) -> None:
+    async def healthy(self, services: Sequence[str] = JOB) -> None:
         for service in services:
             for container in self.containers(service):
-                await until(lambda c=container: health(c) == "healthy", f"{container.name} is healthy", deadline_s)
+                await until(lambda c=container: health(c) == "healthy", f"{container.name} is healthy")
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus, on its published port, answers now; nothing while it does not."""

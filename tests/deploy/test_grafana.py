@@ -142,7 +142,7 @@ def filled(server: str, expression: str, seconds: float) -> bool:
 async def test_each_expression_has_data_of_a_real_job(tmp_path: Path) -> None:
     overrides = ["env.servers=2", "stop.episode_return=1000", "stop.steps=10000000"]
     with Job(ROOT / "configs" / "cartpole_ppo_async.yaml", tmp_path / "job", overrides) as job:
-        await until(lambda: job.updates() > 3, "updates", 60)
+        await until(lambda: job.updates() > 3, "updates")
         targets: dict[str, list[str]] = {}
         for path in (tmp_path / "job" / "logs").iterdir():
             place = re.findall(r"metrics on http://([^/\s]+)/metrics", path.read_text())[-1]

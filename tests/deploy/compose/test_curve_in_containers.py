@@ -11,7 +11,7 @@ from jobs import until
 @pytest.mark.usefixtures("images")
 async def test_a_job_trains_encrypted_and_refuses_a_plain_client(engine: docker.DockerClient) -> None:
     with stack(engine, "headrace-curve", overrides=ENDLESS, file="deploy/compose.curve.yaml") as project:
-        await project.trains(120)
+        await project.trains()
         command = "python -m services.env_server --config configs/cartpole_ppo.yaml"
         stranger = project.engine.containers.run(
             "headrace-slim:latest",
@@ -26,8 +26,8 @@ async def test_a_job_trains_encrypted_and_refuses_a_plain_client(engine: docker.
         )
         try:
             replay = project.container("replay-server")
-            await until(lambda: b"refused a client" in replay.logs(), "the refusal", 30)
+            await until(lambda: b"refused a client" in replay.logs(), "the refusal")
             assert b"steps and" not in stranger.logs()
         finally:
             stranger.remove(force=True)
-        await project.trains(60)
+        await project.trains()

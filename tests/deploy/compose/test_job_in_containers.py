@@ -19,7 +19,7 @@ def solved(engine: docker.DockerClient, images: object) -> Iterator[Stack]:
 
 
 async def test_cartpole_trains_to_475_and_every_container_exits_0(solved: Stack) -> None:
-    await solved.ends(120)
+    await solved.ends()
     assert [state(container) for container in solved.containers()] == [("exited", 0, 0)] * 4
     result = json.loads(solved.read(f"{RUN}/result.json"))
     assert result["outcome"] == "solved"
@@ -27,7 +27,7 @@ async def test_cartpole_trains_to_475_and_every_container_exits_0(solved: Stack)
 
 
 async def test_a_finished_job_brought_up_again_ends_at_once_and_trains_no_more(solved: Stack) -> None:
-    await solved.ends(120)
+    await solved.ends()
     updates = json.loads(solved.read(f"{RUN}/result.json"))["updates"]
     solved.up()
     await solved.ends()
@@ -40,7 +40,7 @@ async def test_grafana_opens_on_the_overview_without_a_login(engine: docker.Dock
     require("grafana", bool(engine.images.list(image)))
     with stack(engine, "headrace-grafana", ("grafana", "prometheus")) as project:
         url = f"http://{project.environ['GRAFANA_PORT']}"
-        home = await until(lambda: _json(f"{url}/api/dashboards/home"), "Grafana answers", 90)
+        home = await until(lambda: _json(f"{url}/api/dashboards/home"), "Grafana answers")
         assert "overview" in home["dashboard"]["title"].lower()
 
 
