@@ -21,9 +21,9 @@ class Ledger:
     def __init__(self) -> None:
         self._streams: dict[int, tuple[int, int, int]] = {}
         self._changed: set[int] = set()
-        self._episodes: list[Arrays] = []
+        self._episodes: list[tuple[int, str, Arrays]] = []
 
-    def record(self, life: int, totals: tuple[int, int, int], arrays: Arrays) -> None:
+    def record(self, slot: str, life: int, totals: tuple[int, int, int], arrays: Arrays) -> None:
         """Counts a stored unroll: its stream's (number, steps, frames) so far, and the episodes that ended in it."""
         known = self._streams.get(life, (0, 0, 0))
         if totals[0] <= known[0]:
@@ -32,18 +32,21 @@ class Ledger:
         self._changed.add(life)
         if ended := len(arrays["episode_returns"]):
             # Copies: a view would keep the whole unroll alive.
-            copies = {name: arrays[name].copy() for name in ("episode_returns", "episode_lengths")}
-            self._episodes.append(copies | {"episode_origins": np.array([(life, totals[0])] * ended, np.int64)})
+            found = {name: arrays[name].copy() for name in ("episode_returns", "episode_lengths")}
+            found["episode_origins"] = np.array([(life, totals[0])] * ended, np.int64)
+            self._episodes.append((totals[0], slot, found))
 
     def report(self) -> Arrays:
-        """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them."""
+        """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them.
+
+        Episodes come by number and slot: else the mean of the last hundred would depend on which group was the faster.
+        """
         if not self._changed:
             return dict(_NO_NEWS)
-        parts = [_NO_EPISODES, *self._episodes]
+        parts = [_NO_EPISODES, *(arrays for *_, arrays in sorted(self._episodes, key=lambda e: e[:2]))]
         news = {name: np.concatenate([part[name] for part in parts]) for name in _NO_EPISODES}
         rows = [(life, *self._streams[life]) for life in sorted(self._changed)]
-        self._changed.clear()
-        self._episodes.clear()
+        self._changed, self._episodes = set(), []
         return news | {"counters": np.array(rows, np.int64)}
 
     def repeat_all(self) -> None:

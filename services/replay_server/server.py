@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from services.replay_server.ledger import Ledger
 from services.replay_server.ring.keeper import RingKeeper
 from services.replay_server.ring.table import RingTable, make_ring
 from services.replay_server.unroll import Answer, Drawn, Unroll, check_unroll
-
-log = logging.getLogger("headrace.replay")
 
 POLL_S = 0.1
 
@@ -152,7 +149,7 @@ class ReplayServer:
         table.update(update.arrays, stale=update.life != self.server.life)
 
     def _count(self, insert: Insert) -> None:
-        self._ledger.record(insert.life, (insert.number, insert.steps, insert.frames), insert.arrays)
+        self._ledger.record(insert.slot, insert.life, (insert.number, insert.steps, insert.frames), insert.arrays)
 
     def _poll(self, name: str) -> None:
         now = time.monotonic()
