@@ -222,7 +222,7 @@ class Inputs(nn.Module):
 
 
 def _built(path: str, spec: ArraySpec) -> nn.Module:
-    """Calls one's own `package.module:attr` with an image's spec; a ConfigError says what is wrong with it."""
+    """Calls one's own `package.module:attr` with an observation's spec; a ConfigError says what is wrong with it."""
     make = load_attribute(path, "network.name")
     try:
         module = make(spec)

@@ -108,6 +108,8 @@ def group(config: Config, run_dir: Path, **more: Any) -> Iterator[tuple[Replicas
 
 def flat(state: Any, path: str = "") -> dict[str, Any]:
     """Every number and tensor of a state, by its path."""
+    if isinstance(state, str):  # what the network is called
+        return {}
     if not isinstance(state, dict):
         return {path: torch.as_tensor(state)}
     return {key: x for name, item in state.items() for key, x in flat(item, f"{path}.{name}").items()}
