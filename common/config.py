@@ -259,12 +259,12 @@ class Config(Section):
         if self.synchronous:
             self._check_synchronous()
             return self
-        if self.inference.hold_back and table.kind == "fifo":
-            self._check_hold_back()
         if not 1 <= batch <= table.capacity:
             what = "unrolls" if table.kind == "fifo" else "transitions"
             text = f"learner.batch={batch} is no number of {what} to draw from table {self.learner.table!r}"
             raise ConfigError(f"{text} of {table.capacity}", f"set learner.batch between 1 and {table.capacity}")
+        if self.inference.hold_back and table.kind == "fifo":
+            self._check_hold_back(table.capacity // batch)
         return self
 
     def _check_synchronous(self) -> None:
@@ -286,10 +286,9 @@ class Config(Section):
             text = f"learner.replayed.table={name!r} is mixed into the unrolls of an asynchronous fifo table"
             raise ConfigError(text, "set learner.table to a fifo table, and replay.max_policy_lag above 0")
 
-    def _check_hold_back(self) -> None:
+    def _check_hold_back(self, waiting: int) -> None:
         learner, behind, lag = self.learner, self.inference.hold_back, self.replay.max_policy_lag
-        # As many versions pass while unrolls wait in the table, and while batches and weights are under way.
-        waiting = self.replay.tables[learner.table].capacity // max(1, learner.batch)
+        # As many versions pass while batches wait in the table, and while they and weights are under way.
         needed = behind + waiting + learner.prefetch + learner.publish_every
         if lag < needed:
             text = f"inference.hold_back={behind} would deadlock at replay.max_policy_lag={lag}: all are too old"

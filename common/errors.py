@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What a mistake in a user's own code raises, in the next life again. Others may pass, and cost a restart.
+MISTAKES = (TypeError, ValueError, LookupError, AssertionError, AttributeError, NameError, SyntaxError)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Gives the remedy for a name that is not known: the nearest one that is, else all of them."""

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from common.errors import ConfigError, nearest
+from common.errors import MISTAKES, ConfigError, nearest
 from common.rl.compiled import Compiled
 from common.rl.encoders import CONVOLUTIONS, MLP, channels_last, convolution
 from common.rl.ops.normalize import ObservationNormalizer
@@ -226,8 +226,7 @@ def _built(path: str, spec: ArraySpec) -> nn.Module:
     make = load_attribute(path, "network.name")
     try:
         module = make(spec)
-    # What would be raised again in the learner's next life.
-    except (TypeError, ValueError, LookupError, AssertionError, AttributeError, NameError) as error:
+    except MISTAKES as error:
         text = f"network.name={path!r} raises {type(error).__name__} for observation {spec.name!r}: {error}"
         raise ConfigError(text, "mend it: it is called with an ArraySpec") from error
     if not isinstance(module, nn.Module):

@@ -37,10 +37,8 @@ class Ledger:
             self._episodes.append((totals[0], slot, found))
 
     def report(self) -> Arrays:
-        """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them.
-
-        Episodes come by number and slot: else the mean of the last hundred would depend on which group was the faster.
-        """
+        """Gives what changed since the last report: `counters` [K, 4] and `episode_*` [E], as Batch carries them, by
+        number and slot: else the mean of the last hundred would depend on which group was the faster."""
         if not self._changed:
             return dict(_NO_NEWS)
         parts = [_NO_EPISODES, *(arrays for *_, arrays in sorted(self._episodes, key=lambda e: e[:2]))]

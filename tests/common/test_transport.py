@@ -485,7 +485,7 @@ async def test_a_stalled_server_is_named_within_the_deadline_and_heard_when_it_r
         request = asyncio.create_task(client.request(ask(6)))
         text = f"no answer from the replay-server at {ipc}-proxy to Sample for 0 s"
         await until(lambda: text.replace(" 0 s", "") in str(heard[-1]), "the report")
-        assert time.monotonic() - since >= NET.deadline_s
+        assert NET.deadline_s <= time.monotonic() - since < NET.give_up_s
         assert bench.count(client, "stalled_peers_total") == 1
         assert not request.done()
         proxy.resume()

@@ -331,9 +331,9 @@ async def test_the_pipeline_counts_steps_and_names_who_works_and_leaves_nothing(
         pids = [child.process.pid for child in pipeline.children]
         folder = pipeline._folder
     # Four environments of 2.5 ms one after another: never more than 400 steps in a second of stepping. Other work makes
-    # them fewer.
+    # them fewer, but not a hundredth: that would be another unit.
     for found in (first, again):
-        assert 0 < found.steps_s / found.busy["env"] <= 400
+        assert 4 < found.steps_s / found.busy["env"] <= 400
         assert found.busy["env"] > found.busy["inference"]
     assert served == still
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]

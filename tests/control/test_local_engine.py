@@ -6,13 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from jobs import PATIENCE_S
+from jobs import until
 
 from common.config import Config, NetConfig
 from common.errors import ConfigError, HeadraceError
@@ -65,14 +63,6 @@ def left_behind(plan: Plan) -> list[psutil.Process]:
         if str(plan.sockets) in line and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
             found.append(process)
     return found
-
-
-async def until(condition: Callable[[], object], what: str, deadline_s: float = PATIENCE_S) -> None:
-    """Waits for something another process does."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 def engine_of(plan: Plan) -> tuple[LocalEngine, Board]:

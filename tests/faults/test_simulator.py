@@ -52,7 +52,7 @@ async def test_a_hang_in_one_of_two_env_servers_leaves_the_other_alone(tmp_path:
         def steps(index: int) -> float:
             return job.metric("env", "headrace_env_steps_total", index) or 0.0
 
-        pids = [await until(lambda index=index: job.pid("env", index), "both", 120.0) for index in (0, 1)]
+        pids = [await until(lambda index=index: job.pid("env", index), "both") for index in (0, 1)]
         await until(marker.exists, "the fault")
         await until(lambda: "restarting in" in job.text(), "the end of the one that hangs")
         lost = re.findall(r"env-(\d) \(pid (\d+)\)", job.text())

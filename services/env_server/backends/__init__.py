@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from common.config import EnvConfig
-from common.errors import ConfigError
+from common.errors import MISTAKES, ConfigError
 from common.types import Arrays, EnvSpec
 
 
@@ -89,11 +89,6 @@ _FAMILIES: tuple[tuple[str, str], ...] = (
 )
 
 
-# What a constructor raises over its arguments, or by a mistake of its own, and would raise again in its next life.
-# Others may pass, as a simulator that is not up yet does: they cost a restart.
-_FOR_GOOD = (TypeError, ValueError, LookupError, AssertionError, AttributeError, NameError, SyntaxError)
-
-
 def raised(env_id: str, call: str, error: Exception) -> ConfigError:
     """Gives the ConfigError that says what an environment's own `call` has raised, and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -110,7 +105,7 @@ def make_backend(config: EnvConfig, num_envs: int, render_mode: str | None = Non
     """
     try:
         return _made(config, num_envs, render_mode, at_least)
-    except _FOR_GOOD as error:
+    except MISTAKES as error:
         raise raised(config.id, "constructor", error) from error
 
 
